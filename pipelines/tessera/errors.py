@@ -1,0 +1,69 @@
+"""The exceptions of Tessera: what went wrong, in one sentence a class.
+
+A message says what was found, what was wanted and what to do next. It holds ids, counts and hashes, never row text.
+The command line prints the message as one line and leaves with `exit_status`.
+"""
+
+
+class TesseraError(Exception):
+    """The root: something that Tessera understands went wrong."""
+
+    exit_status = 1
+
+
+class UserError(TesseraError):
+    """What the user gave is wrong, and only the user can mend it."""
+
+    exit_status = 2
+
+
+class ConfigError(UserError):
+    """A configuration file or `--set` has an unknown key, a wrong type or an impossible value."""
+
+
+class SourceError(UserError):
+    """A source table cannot be read as asked: absent, no such version, no such column, duplicate keys, no rows."""
+
+
+class TokenizerError(UserError):
+    """A tokenizer folder is incomplete or unfit."""
+
+
+class TokenizerMismatch(UserError):
+    """Two things that must share a tokenizer do not."""
+
+
+class ShardSetError(UserError):
+    """A shard set cannot serve what was asked: absent, too small, of another version than the state names."""
+
+
+class ModelError(UserError):
+    """A model folder, run or registered model is absent or unfit."""
+
+
+class PromptError(UserError):
+    """A completion request cannot be answered as asked."""
+
+
+class SetupError(TesseraError):
+    """The machine lacks something: Java, the Delta jars, a library."""
+
+
+class Conflict(TesseraError):
+    """Another writer published first; nothing of ours was published."""
+
+
+class CorruptShard(TesseraError):
+    """A shard file is missing, or differs from its manifest in size or hash."""
+
+
+class CorruptCheckpoint(TesseraError):
+    """A checkpoint folder is incomplete, or a file in it differs from its record."""
+
+
+class TrainingFailed(TesseraError):
+    """The ranks ended without the record that says the run is complete."""
+
+
+class Superseded(TesseraError):
+    """A newer attempt owns the run folder; this one must stop."""

@@ -1,0 +1,47 @@
+"""Named points at which a fault test may stop or fail the program; nothing unless `TESSERA_FAIL` is set.
+
+`TESSERA_FAIL=point:action`, with action `kill` (SIGKILL to this process) or `raise`, and `point:action:N` for the
+N-th time the point is passed in a process. Every point is listed in POINTS, and a test asks that each is used.
+"""
+
+import os
+import signal
+from collections import Counter
+
+POINTS = {
+    "prepare.before_commit": "documents are judged, nothing is written",
+    "shard.after_file": "a shard file has its final name, its task has not ended",
+    "shard.before_manifest": "shard files and side table are written, the manifest is not",
+    "publish.after_commit": "a publishing commit is made, its writer does not know yet",
+    "ledger.before_append": "a stage is published, the ledger does not know yet",
+    "train.after_step": "a step is done and its metrics are written",
+    "checkpoint.before_record": "all files of a checkpoint are written, its record is not",
+    "serve.before_alias": "a model version exists, no alias points to it",
+}
+
+_passed: Counter[str] = Counter()
+
+
+class InjectedFault(Exception):
+    """Raised at a failpoint by a fault test; never in production."""
+
+
+def hit(point: str) -> None:
+    """Passes `point`: does nothing unless `TESSERA_FAIL` names it.
+
+    Raises:
+        InjectedFault: when the action is `raise`.
+    """
+    assert point in POINTS, point
+    wanted = os.environ.get("TESSERA_FAIL")
+    if not wanted:
+        return
+    name, action, *ordinal = wanted.split(":")
+    if name != point:
+        return
+    _passed[point] += 1
+    if _passed[point] != (int(ordinal[0]) if ordinal else 1):
+        return
+    if action == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise InjectedFault(f"failpoint {point}")

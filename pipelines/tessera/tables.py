@@ -1,0 +1,154 @@
+"""Delta tables without a JVM: open one at a version, read it as Arrow, and keep the ledger.
+
+Reading goes through delta-rs (`deltalake`), which starts in half a second where Spark takes twelve. What is large is
+read and written by Spark instead; both see the same tables.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from tessera import failpoints
+from tessera.errors import SourceError
+from tessera.lineage import Record, TableVersion
+
+LEDGER_SCHEMA = pa.schema(
+    [
+        ("stage", pa.string()),
+        ("fingerprint", pa.string()),
+        ("status", pa.string()),
+        ("created", pa.string()),
+        ("seconds", pa.float64()),
+        ("code", pa.string()),
+        ("run_id", pa.string()),
+        ("inputs", pa.string()),
+        ("record", pa.string()),
+        ("format", pa.int64()),
+    ]
+)
+
+
+def exists(path: Path) -> bool:
+    """Whether `path` holds a Delta table."""
+    return (path / "_delta_log").is_dir()
+
+
+def open_table(path: Path | str, *, version: int | None = None, timestamp: str | None = None) -> DeltaTable:
+    """Opens a Delta table at its newest version, at `version`, or as of `timestamp` (ISO 8601).
+
+    Raises:
+        SourceError: not a Delta table, or no such version (naming the range), or unreadable.
+    """
+    try:
+        table = DeltaTable(path)
+    except TableNotFoundError:
+        raise SourceError(f"{path} is not a Delta table; give a folder that holds _delta_log") from None
+    except (DeltaError, OSError) as error:
+        raise SourceError(f"the Delta table {path} cannot be opened: {_first_line(error)}") from None
+    newest = table.version()
+    if version is not None and not 0 <= version <= newest:
+        raise SourceError(f"{path} has versions 0 to {newest}, wanted {version}; give one of them or leave it out")
+    try:
+        if timestamp is not None:
+            table.load_as_version(_moment(timestamp, path=path))
+        elif version is not None and version != newest:
+            table.load_as_version(version)
+    except (DeltaError, OSError) as error:
+        wanted = timestamp if timestamp is not None else f"version {version}"
+        raise SourceError(
+            f"{path} at {wanted} is no longer readable ({_first_line(error)}); newest is {newest}"
+        ) from None
+    return table
+
+
+def pin(path: Path, *, name: str, recorded: str, version: int | None = None) -> TableVersion:
+    """The table at `path` as a record names it, its version resolved now."""
+    table = open_table(path, version=version)
+    return TableVersion(name=name, path=recorded, version=table.version(), table_id=str(table.metadata().id))
+
+
+def read(
+    path: Path, *, version: int | None = None, columns: Sequence[str] | None = None, filters: Any = None
+) -> pa.Table:
+    """The rows of a table at a version, in no particular order."""
+    table = open_table(path, version=version)
+    return table.to_pyarrow_table(columns=list(columns) if columns else None, filters=filters)
+
+
+def missing_files(path: Path, *, version: int) -> list[str]:
+    """Data files that the table's version names and that are absent or of another size: at best none."""
+    actions = pa.table(open_table(path, version=version).get_add_actions(flatten=True))
+    found = []
+    for name, size in zip(actions["path"].to_pylist(), actions["size_bytes"].to_pylist(), strict=True):
+        file = path / name
+        if not file.is_file() or file.stat().st_size != size:
+            found.append(name)
+    return found
+
+
+class Ledger:
+    """One row a stage run, in `tables/ledger`: a projection of the records, so losing a row loses nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, record: Record, *, status: str = "done") -> None:
+        """Adds the row of `record`; `status` is `done`, `reused` or `failed`."""
+        failpoints.hit("ledger.before_append")
+        row = {
+            "stage": record.stage,
+            "fingerprint": record.fingerprint,
+            "status": status,
+            "created": record.created,
+            "seconds": record.seconds,
+            "code": record.code,
+            "run_id": getattr(record, "run_id", None),
+            "inputs": json.dumps([table.model_dump() for table in record.inputs], sort_keys=True),
+            "record": record.to_json(),
+            "format": record.format,
+        }
+        data = pa.Table.from_pylist([row], schema=LEDGER_SCHEMA)
+        write_deltalake(self.path, data, mode="append")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows, oldest first."""
+        if not exists(self.path):
+            return []
+        return sorted(read(self.path).to_pylist(), key=lambda row: row["created"])
+
+    def find(self, *, stage: str, fingerprint: str) -> str | None:
+        """The newest record (JSON) of a finished stage with this fingerprint."""
+        rows = [
+            row
+            for row in self.rows()
+            if row["stage"] == stage and row["fingerprint"] == fingerprint and row["status"] == "done"
+        ]
+        return rows[-1]["record"] if rows else None
+
+    def repair(self, record: Record) -> bool:
+        """Adds `record`, found in a publishing commit, if its row is missing; says whether it was."""
+        known = any(
+            row["stage"] == record.stage and row["created"] == record.created and row["status"] == "done"
+            for row in self.rows()
+        )
+        if not known:
+            self.append(record)
+        return not known
+
+
+def _moment(timestamp: str, *, path: Path | str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(timestamp)
+    except ValueError:
+        raise SourceError(f"{path}: timestamp {timestamp!r} is not ISO 8601, such as 2026-11-23T08:00:00Z") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0][:200]
