@@ -147,7 +147,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 def _explain(error: ValidationError, *, schema: type[Section], layers: Sequence[Layer]) -> str:
     """The first fault of `error` as one line: origin, key, fault, and the nearest known key if it is unknown."""
     fault = error.errors(include_url=False)[0]
-    location = [part for part in fault["loc"]]
+    location = list(fault["loc"])
     key = ".".join(str(part) for part in location)
     origin = next((layer.origin for layer in reversed(layers) if _holds(layer.values, location)), "configuration")
     if fault["type"] == "extra_forbidden":
@@ -166,9 +166,9 @@ def _explain(error: ValidationError, *, schema: type[Section], layers: Sequence[
 def _holds(values: Any, location: Sequence[Any]) -> bool:
     """Whether `values` reaches to `location`, or to the mapping that should hold its last part."""
     for part in location[:-1]:
-        if isinstance(values, Mapping) and part in values:
-            values = values[part]
-        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+        if (isinstance(values, Mapping) and part in values) or (
+            isinstance(values, list) and isinstance(part, int) and part < len(values)
+        ):
             values = values[part]
         else:
             return False

@@ -7,6 +7,7 @@ projection of it. No record holds row text, a secret, or an absolute path inside
 import hashlib
 import json
 import subprocess
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
@@ -182,6 +183,11 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def now() -> str:
+    """This moment, UTC, ISO 8601 with microseconds: sorts as text."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 @lru_cache(maxsize=1)

@@ -14,16 +14,16 @@ import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from tessera import failpoints
+from tessera import failpoints, lineage
 from tessera.errors import SourceError
 from tessera.lineage import Record, TableVersion
 
 LEDGER_SCHEMA = pa.schema(
     [
+        ("at", pa.string()),
         ("stage", pa.string()),
         ("fingerprint", pa.string()),
         ("status", pa.string()),
-        ("created", pa.string()),
         ("seconds", pa.float64()),
         ("code", pa.string()),
         ("run_id", pa.string()),
@@ -102,10 +102,10 @@ class Ledger:
         """Adds the row of `record`; `status` is `done`, `reused` or `failed`."""
         failpoints.hit("ledger.before_append")
         row = {
+            "at": lineage.now(),
             "stage": record.stage,
             "fingerprint": record.fingerprint,
             "status": status,
-            "created": record.created,
             "seconds": record.seconds,
             "code": record.code,
             "run_id": getattr(record, "run_id", None),
@@ -120,7 +120,7 @@ class Ledger:
         """All rows, oldest first."""
         if not exists(self.path):
             return []
-        return sorted(read(self.path).to_pylist(), key=lambda row: row["created"])
+        return sorted(read(self.path).to_pylist(), key=lambda row: row["at"])
 
     def find(self, *, stage: str, fingerprint: str) -> str | None:
         """The newest record (JSON) of a finished stage with this fingerprint."""
@@ -134,8 +134,9 @@ class Ledger:
     def repair(self, record: Record) -> bool:
         """Adds `record`, found in a publishing commit, if its row is missing; says whether it was."""
         known = any(
-            row["stage"] == record.stage and row["created"] == record.created and row["status"] == "done"
+            row["status"] == "done" and json.loads(row["record"])["created"] == record.created
             for row in self.rows()
+            if row["stage"] == record.stage
         )
         if not known:
             self.append(record)

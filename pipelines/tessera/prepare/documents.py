@@ -1,0 +1,241 @@
+"""Rows of the sources become documents: judged, split and published in one commit.
+
+Two passes over the text: the first judges every row and counts it by reason (kept on disk by Spark), the second writes
+what is left. Nothing is collected a row at a time; the driver sees counts.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyspark import StorageLevel
+from pyspark.errors import AnalysisException
+from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import functions as F
+
+from tessera import failpoints, lineage, publish, tables
+from tessera.errors import SourceError
+from tessera.home import Home
+from tessera.lineage import PrepareRecord, TableVersion
+from tessera.prepare.settings import PrepareSettings
+from tessera.prepare.sources import Source
+
+STATS_COLUMNS = "doc_id,source,source_version,kind,sha256,num_bytes,group,split,added"
+"""Delta keeps minima and maxima of these only: text in `_delta_log` would outlive its erasure."""
+
+COLUMNS = ("doc_id", "source", "source_version", "kind", "text", "sha256", "num_bytes", "group", "split", "purposes")
+SPLIT_BITS = 52
+BLANK = r"^[\s\p{Z}\x00]*$"
+EDGES = r"^[\s\p{Z}\x00]+|[\s\p{Z}\x00]+$"
+
+Progress = Callable[[str], None]
+
+
+def write_documents(
+    spark: SparkSession,
+    *,
+    sources: Sequence[Source],
+    settings: PrepareSettings,
+    fingerprint: str,
+    home: Home,
+    partitions: int | None = None,
+    progress: Progress | None = None,
+) -> PrepareRecord:
+    """Reads the pinned sources and publishes `tables/documents`.
+
+    Args:
+        partitions: of the input; None leaves it to Spark. The documents do not depend on it.
+        progress: told in words what happens next.
+
+    Raises:
+        SourceError: a row filter that is not SQL, duplicate row keys, or nothing left to train on.
+        Conflict: another writer published first.
+    """
+    began = time.monotonic()
+    tell = progress or (lambda _: None)
+    publication = publish.begin(home.documents, name="documents")
+    rows = _union([_rows(spark, source, partitions=partitions) for source in sources])
+    judged = _judge(rows, settings=settings).persist(StorageLevel.DISK_ONLY)
+    try:
+        tell("judging rows")
+        _refuse_duplicates(judged, settings=settings)
+        counts = _count(judged)
+        _refuse_nothing(counts, sources=sources, settings=settings)
+        failpoints.hit("prepare.before_commit")
+        tell("writing documents")
+        record = PrepareRecord(
+            fingerprint=fingerprint,
+            inputs=tuple(source.pinned for source in sources),
+            table=TableVersion(name="documents", path="tables/documents", version=publication.version),
+            seconds=round(time.monotonic() - began, 3),
+            code=lineage.code_version(),
+            created=lineage.now(),
+            **counts,
+        )
+        kept = judged.where("reason IS NULL").select(*COLUMNS)
+        _write(_with_added(spark, kept, publication=publication), publication=publication, record=record)
+    finally:
+        judged.unpersist()
+    _check_written(home.documents, record=record)
+    return record
+
+
+def _rows(spark: SparkSession, source: Source, *, partitions: int | None) -> DataFrame:
+    """(doc_id, source, source_version, kind, text, updated, purposes) of one source, its row filter applied first."""
+    settings = source.settings
+    reader = spark.read.format("delta").option("versionAsOf", source.pinned.version)
+    table = reader.table(source.location) if source.in_catalog else reader.load(source.location)
+    try:
+        if settings.where is not None:
+            table = table.where(settings.where)
+    except AnalysisException as error:
+        reason = str(error).splitlines()[0][:200]
+        raise SourceError(f"prepare.sources {settings.name}: where is not SQL on its columns: {reason}") from None
+    if partitions is not None:
+        table = table.repartition(partitions)
+    key = [F.col(f"`{name}`") for name in sorted(settings.key)]
+    has_key = F.lit(True)
+    for column in key:
+        has_key = has_key & column.isNotNull()
+    updated = F.col(f"`{settings.updated}`").cast("string") if settings.updated else F.lit(None).cast("string")
+    return table.select(
+        F.when(has_key, _doc_id(settings.name, key=key)).alias("doc_id"),
+        F.lit(settings.name).alias("source"),
+        F.lit(source.pinned.version).cast("long").alias("source_version"),
+        F.lit(settings.kind).alias("kind"),
+        F.col(f"`{settings.text}`").cast("string").alias("text"),
+        updated.alias("updated"),
+        F.array(*[F.lit(purpose) for purpose in settings.purposes]).cast("array<string>").alias("purposes"),
+    )
+
+
+def _doc_id(source_name: str, *, key: list[Column]) -> Column:
+    """SHA-256 of the source's name, a line feed, and the row key as canonical JSON (columns by name, UTC times)."""
+    row_key = F.to_json(F.struct(*key), {"ignoreNullFields": "false", "timeZone": "UTC"})
+    return F.sha2(F.concat(F.lit(source_name + "\n"), row_key), 256)
+
+
+def _judge(rows: DataFrame, *, settings: PrepareSettings) -> DataFrame:
+    """Adds content hash, split, and `reason`: null for a document, else why the row is dropped.
+
+    A duplicate loses to the one with the smallest (doc_id, content hash), whatever the order of the rows.
+    """
+    trimmed = F.regexp_replace("text", EDGES, "")
+    reason = (
+        F.when(F.col("doc_id").isNull(), "null_key")
+        .when(F.col("text").isNull(), "null_text")
+        .when(F.col("text").rlike(BLANK), "blank")
+        .when(F.char_length(trimmed) < settings.min_chars, "too_short")
+    )
+    hashed = rows.select(
+        "*",
+        F.sha2(F.col("text").cast("binary"), 256).alias("sha256"),
+        F.octet_length("text").cast("long").alias("num_bytes"),
+        reason.alias("unfit"),
+    )
+    if settings.on_duplicate == "last":
+        newest = Window.partitionBy("doc_id").orderBy(F.desc_nulls_last("updated"), F.desc_nulls_last("sha256"))
+        superseded = F.col("doc_id").isNotNull() & (F.row_number().over(newest) > 1)
+        hashed = hashed.withColumn("unfit", F.when(superseded, "superseded").otherwise(F.col("unfit")))
+    first = Window.partitionBy("unfit", "sha256").orderBy("doc_id", "sha256")
+    repeated = F.col("unfit").isNull() & (F.row_number().over(first) > 1)
+    judged = hashed.withColumn("reason", F.when(repeated, "duplicate").otherwise(F.col("unfit")))
+    group = F.col("sha256")
+    return judged.select("*", group.alias("group"), _split(group, holdout=settings.holdout).alias("split"))
+
+
+def _split(group: Column, *, holdout: float) -> Column:
+    """`heldout` for the share `holdout` of all groups, by hash: equal content never sits on both sides."""
+    digits = SPLIT_BITS // 4
+    number = F.conv(F.substring(F.sha2(F.concat(F.lit("split "), group), 256), 1, digits), 16, 10).cast("long")
+    return F.when(number < int(holdout * 2**SPLIT_BITS), "heldout").otherwise("train")
+
+
+def _refuse_duplicates(judged: DataFrame, *, settings: PrepareSettings) -> None:
+    if settings.on_duplicate != "refuse":
+        return
+    keys = judged.where("doc_id IS NOT NULL").groupBy("source", "doc_id").count().where("count > 1")
+    found = (
+        keys.groupBy("source").agg(F.count("*").alias("keys"), F.sum("count").alias("rows")).orderBy("source").first()
+    )
+    if found is not None:
+        raise SourceError(
+            f"prepare.sources {found.source}: {found['keys']} row keys occur more than once, in "
+            f"{found['rows']} rows; name more columns in id, or set prepare.on_duplicate to last (newest row) or all (every row)"
+        )
+
+
+def _count(judged: DataFrame) -> dict[str, Any]:
+    """The counts of a PrepareRecord, from one aggregation."""
+    groups = (
+        judged.groupBy("reason", "split").agg(F.count("*").alias("n"), F.sum("num_bytes").alias("num_bytes")).collect()
+    )
+    dropped: dict[str, int] = {}
+    splits = {"train": 0, "heldout": 0}
+    for group in groups:
+        if group.reason is None:
+            splits[group.split] += group.n
+        else:
+            dropped[group.reason] = dropped.get(group.reason, 0) + group.n
+    return {
+        "rows": sum(group.n for group in groups),
+        "documents": sum(splits.values()),
+        "dropped": dict(sorted(dropped.items())),
+        "splits": splits,
+        "num_bytes": sum(group.num_bytes for group in groups if group.reason is None),
+    }
+
+
+def _refuse_nothing(counts: dict[str, Any], *, sources: Sequence[Source], settings: PrepareSettings) -> None:
+    names = ", ".join(source.settings.name for source in sources)
+    if counts["rows"] == 0:
+        raise SourceError(f"prepare.sources {names}: no rows; look at the table's version and at where")
+    if counts["documents"] == 0:
+        raise SourceError(f"prepare.sources {names}: all {counts['rows']} rows were dropped: {counts['dropped']}")
+    for split, number in counts["splits"].items():
+        if number == 0:
+            raise SourceError(
+                f"prepare.holdout {settings.holdout} leaves no {split} documents of {counts['documents']}; "
+                "give a table with more rows or another share"
+            )
+
+
+def _with_added(spark: SparkSession, kept: DataFrame, *, publication: publish.Publication) -> DataFrame:
+    """Adds `added`: the documents version in which this doc_id and content first appeared."""
+    this_version = F.lit(publication.version).cast("long")
+    if publication.parent == publish.NO_PARENT:
+        return kept.withColumn("added", this_version)
+    before = spark.read.format("delta").option("versionAsOf", publication.parent).load(str(publication.path))
+    known = before.select("doc_id", "sha256", F.col("added").alias("added_before"))
+    joined = kept.join(known, on=["doc_id", "sha256"], how="left")
+    return joined.withColumn("added", F.coalesce("added_before", this_version)).drop("added_before")
+
+
+def _write(documents: DataFrame, *, publication: publish.Publication, record: PrepareRecord) -> None:
+    writer = (
+        documents.select(*COLUMNS[:-1], "added", "purposes")
+        .write.format("delta")
+        .mode("overwrite")
+        .options(**publication.spark_options(record))
+    )
+    if publication.parent == publish.NO_PARENT:
+        writer = writer.options(**publish.UNLOGGED_TEXT, **{"delta.dataSkippingStatsColumns": STATS_COLUMNS})
+    writer.save(str(publication.path))
+    publish.confirm(publication)
+
+
+def _check_written(path: Path, *, record: PrepareRecord) -> None:
+    """Counts the committed rows again, without reading text: nothing was lost between judging and writing."""
+    found = tables.read(path, version=record.table.version, columns=["split"]).num_rows
+    if found != record.documents:
+        raise SourceError(
+            f"tables/documents holds {found} documents, {record.documents} were judged fit; run prepare again"
+        )
+
+
+def _union(frames: list[DataFrame]) -> DataFrame:
+    union = frames[0]
+    for frame in frames[1:]:
+        union = union.unionByName(frame)
+    return union

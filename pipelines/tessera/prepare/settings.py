@@ -1,0 +1,93 @@
+"""What `prepare` reads and keeps, and what `sample` writes."""
+
+import re
+from pathlib import PurePosixPath
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from tessera.config import Section
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+class SourceSettings(Section):
+    """One Delta table of text, at a pinned version."""
+
+    name: str = ""
+    """The logical name that enters document ids; by default the last part of the path, or the table's full name."""
+    table: str | None = None
+    """A table of the home (`tables/NAME`) or of the Spark catalog (`catalog.schema.name`)."""
+    path: str | None = None
+    """A folder or URI that holds a Delta table; this or `table`."""
+    version: int | None = Field(None, ge=0)
+    """Null takes the latest, resolved once and recorded."""
+    timestamp: str | None = None
+    """ISO 8601; the version that was the latest then."""
+    kind: Literal["text"] = "text"
+    """What a row is: text to continue."""
+    id: str | tuple[str, ...] = "id"
+    """The column, or columns, of the row key."""
+    text: str = "text"
+    """The column of the text."""
+    updated: str | None = None
+    """The column that says which of several rows of one key is the newest, for `on_duplicate: last`."""
+    where: str | None = None
+    """An SQL condition on the table's columns; other rows are never read."""
+    purposes: tuple[str, ...] = ()
+    """What this source may be used for; carried to its documents."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_name(cls, values: object) -> object:
+        if isinstance(values, dict) and not values.get("name"):
+            if isinstance(values.get("path"), str):
+                values = {**values, "name": PurePosixPath(values["path"].rstrip("/")).name}
+            elif isinstance(values.get("table"), str):
+                values = {**values, "name": values["table"]}
+        return values
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.table is None) == (self.path is None):
+            raise ValueError("a source has either table or path; give one of them")
+        if self.version is not None and self.timestamp is not None:
+            raise ValueError("a source is pinned by version or by timestamp; give one of them")
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"the source name {self.name!r} may hold letters, digits, '_', '.', '-'; set name")
+        return self
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The columns of the row key."""
+        return (self.id,) if isinstance(self.id, str) else self.id
+
+
+class PrepareSettings(Section):
+    """Which rows become documents."""
+
+    sources: tuple[SourceSettings, ...] = Field(min_length=1)
+    """The tables; two of one name are refused."""
+    holdout: float = Field(0.05, gt=0, lt=1)
+    """Share of the documents kept out of training, by hash of their content: the same ones every time."""
+    min_chars: int = Field(20, ge=1)
+    """Shorter texts are dropped, after white space at both ends is taken off for the count."""
+    on_duplicate: Literal["refuse", "last", "all"] = "refuse"
+    """A row key that occurs twice in a source: stop, keep the row that is newest by the source's `updated`
+    column (by content hash where there is none), or keep every row."""
+
+    @field_validator("sources")
+    @classmethod
+    def _distinct(cls, sources: tuple[SourceSettings, ...]) -> tuple[SourceSettings, ...]:
+        names = [source.name for source in sources]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two sources are called {twice[0]!r}; give each its own name")
+        return sources
+
+
+class SampleSettings(Section):
+    """Which installed packages' documentation `tessera sample` writes."""
+
+    packages: tuple[str, ...] | None = None
+    """Distribution names; null takes every installed package."""

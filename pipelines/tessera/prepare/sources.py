@@ -1,0 +1,126 @@
+"""Which table versions a `prepare` reads: found, pinned and checked before any row is read.
+
+Tables of the home and tables given by path are resolved without a JVM, so a wrong name, version or column is answered
+in a second. Only a table of the Spark catalog needs the session.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tessera import tables
+from tessera.errors import SourceError
+from tessera.home import Home
+from tessera.lineage import TableVersion
+from tessera.prepare.settings import SourceSettings
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+STRING_TYPES = ("string", "large_string", "string_view")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source at the version it will be read at."""
+
+    settings: SourceSettings
+    pinned: TableVersion
+    location: str
+    """A folder, a URI or the full name of a catalog table."""
+    in_catalog: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """What enters a fingerprint: logical name, version and what is taken from the rows; no path."""
+        settings = self.settings
+        return {
+            "name": settings.name,
+            "version": self.pinned.version,
+            "kind": settings.kind,
+            "id": list(settings.key),
+            "text": settings.text,
+            "updated": settings.updated,
+            "where": settings.where,
+            "purposes": list(settings.purposes),
+        }
+
+
+def resolve(settings: SourceSettings, *, home: Home, spark: "Callable[[], SparkSession] | None" = None) -> Source:
+    """Finds the table, pins its version and checks that its columns are there.
+
+    Args:
+        spark: gives the session; called only for a table of the Spark catalog.
+
+    Raises:
+        SourceError: no such table, version or column; or the text is not a string.
+    """
+    folder = _folder(settings, home=home)
+    if folder is None:
+        return _resolve_in_catalog(settings, home=home, spark=spark)
+    table = tables.open_table(folder, version=settings.version, timestamp=settings.timestamp)
+    schema = table.schema()
+    columns = {field.name: str(getattr(field.type, "type", field.type)) for field in schema.fields}
+    _check_columns(settings, columns=columns, where=str(folder))
+    recorded = home.relative(folder) if isinstance(folder, Path) else folder
+    pinned = TableVersion(name=settings.name, path=recorded, version=table.version(), table_id=str(table.metadata().id))
+    return Source(settings=settings, pinned=pinned, location=str(folder))
+
+
+def check_not_rolled_back(source: Source, *, earlier: list[TableVersion]) -> None:
+    """Compares the table's newest version with what earlier stages saw of the same table.
+
+    Raises:
+        SourceError: the table is now older: its log may have lost its end.
+    """
+    seen = [table.version for table in earlier if table.table_id == source.pinned.table_id and table.table_id]
+    if not seen or source.settings.version is not None or source.settings.timestamp is not None:
+        return
+    if source.pinned.version < max(seen):
+        raise SourceError(
+            f"{source.settings.name} is at version {source.pinned.version}, but version {max(seen)} was read before: "
+            f"its log was rolled back or lost. Restore it, or pin what you want: version: {source.pinned.version}"
+        )
+
+
+def _folder(settings: SourceSettings, *, home: Home) -> Path | str | None:
+    """The folder or URI of the source; None when only the Spark catalog may know it."""
+    if settings.path is not None:
+        if "://" in settings.path:
+            return settings.path
+        path = Path(settings.path).expanduser()
+        return path if path.is_absolute() else Path.cwd() / path
+    assert settings.table is not None
+    folder = home.tables / settings.table
+    return folder if tables.exists(folder) else None
+
+
+def _resolve_in_catalog(settings: SourceSettings, *, home: Home, spark: "Callable[[], SparkSession] | None") -> Source:
+    name = settings.table
+    assert name is not None
+    if "." not in name or spark is None:
+        held = sorted(entry.name for entry in home.tables.glob("*") if tables.exists(entry))
+        raise SourceError(
+            f"prepare.sources: there is no table {name} in {home.tables} (it holds: {', '.join(held) or 'nothing'}); "
+            "give one of them, a path, or catalog.schema.name"
+        )
+    from tessera.prepare.catalog import describe
+
+    found = describe(spark(), name=name, version=settings.version, timestamp=settings.timestamp)
+    _check_columns(settings, columns=found.columns, where=name)
+    pinned = TableVersion(name=settings.name, path=name, version=found.version, table_id=found.table_id)
+    return Source(settings=settings, pinned=pinned, location=name, in_catalog=True)
+
+
+def _check_columns(settings: SourceSettings, *, columns: dict[str, str], where: str) -> None:
+    for role, names in {"id": settings.key, "text": (settings.text,), "updated": (settings.updated,)}.items():
+        for name in names:
+            if name is not None and name not in columns:
+                raise SourceError(
+                    f"{where} has no column {name!r} for prepare.sources.{role}; it has: {', '.join(columns)}"
+                )
+    if columns[settings.text] not in STRING_TYPES:
+        raise SourceError(
+            f"{where}: the text column {settings.text!r} is of type {columns[settings.text]}, wanted string; "
+            "name another column, or cast it in a view"
+        )

@@ -1,0 +1,219 @@
+"""MLflow model versions: create one, find one by tag, resolve `models:/` to a folder, move aliases.
+
+mlflow takes seconds to import, so it is imported inside the functions that speak to it; names are checked without it.
+A version is made with its tags in one call, so whoever sees it sees them.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import unquote, urlparse
+
+from tessera.errors import ConfigError, ModelError
+
+NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+MAX_NAME = 128
+ALIAS = re.compile(r"[A-Za-z0-9_-]+")
+URI = re.compile(r"models:/(?P<name>[^@/]+)(@(?P<alias>[^@/]+)|/(?P<version>[0-9]+))")
+WANTED_NAME = f"up to {MAX_NAME} letters, digits, '_' and '-', with single dots between them"
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """One version of a registered model."""
+
+    name: str
+    version: int
+    run_id: str
+    source: str
+    """Where MLflow keeps it: `models:/m-...` for a logged model."""
+    tags: Mapping[str, str]
+    aliases: tuple[str, ...]
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+
+def name_fault(name: str) -> str | None:
+    """What is wrong with a model name, or None: `/`, `..`, `#`, `:`, `@` and blanks would change what a URI means."""
+    if len(name) <= MAX_NAME and NAME.fullmatch(name):
+        return None
+    return f"found {name[:MAX_NAME]!r}, wanted {WANTED_NAME}, such as tessera-docs"
+
+
+def check_name(name: str) -> str:
+    """`name`, when it may name a registered model.
+
+    Raises:
+        ConfigError: it may not, with what is allowed.
+    """
+    if fault := name_fault(name):
+        raise ConfigError(f"model name: {fault}")
+    return name
+
+
+def create_version(
+    uri: str, *, name: str, run_id: str, experiment_id: str, model: Path, tags: Mapping[str, str]
+) -> RegisteredVersion:
+    """Copies the MLflow model folder `model` into the artifact store and makes it the next version of `name`.
+
+    A process killed in between leaves a logged model that no version points to.
+
+    Args:
+        uri: of the tracking server, also the registry's.
+        run_id: the run that trained it; the model is shown as its output.
+        tags: set with the version, in one call; at most 100,000 characters a value.
+    """
+    from mlflow.entities import LoggedModelOutput
+
+    check_name(name)
+    client = _client(uri)
+    _ensure_registered(client, name)
+    logged = client.create_logged_model(
+        experiment_id=experiment_id, name=name.replace(".", "-"), source_run_id=run_id, tags=dict(tags)
+    )
+    _stamp(model, model_id=logged.model_id, run_id=run_id)
+    client.log_model_artifacts(logged.model_id, str(model))
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run_id=run_id, models=[LoggedModelOutput(logged.model_id, step=0)])
+    made = client.create_model_version(
+        name, f"models:/{logged.model_id}", run_id=run_id, tags=dict(tags), model_id=logged.model_id
+    )
+    return _version(client, made)
+
+
+def find_version(uri: str, *, name: str, tags: Mapping[str, str]) -> RegisteredVersion | None:
+    """The newest version of `name` that has all of these tags, or None."""
+    client = _client(uri)
+    wanted = " and ".join(f"tag.`{key}` = '{value}'" for key, value in tags.items())
+    found = client.search_model_versions(f"name = '{check_name(name)}' and {wanted}")
+    ready = [version for version in found if version.status == "READY"]
+    return _version(client, max(ready, key=lambda version: int(version.version))) if ready else None
+
+
+def get_version(uri: str, *, model: str) -> RegisteredVersion:
+    """The version that `models:/name@alias` or `models:/name/3` means now.
+
+    Raises:
+        ModelError: not of one of these forms, or no such model, version or alias.
+    """
+    name, alias, version = _parse(model)
+    client = _client(uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if alias is not None:
+            found = client.get_model_version_by_alias(name, alias)
+        else:
+            found = client.get_model_version(name, str(version))
+    except MlflowException as error:
+        _absent(client, error=error, model=model, name=name)
+    return _version(client, found)
+
+
+def resolve(uri: str, *, model: str, artifacts: Path | None = None) -> Path:
+    """The MLflow model folder of `models:/name@alias` or `models:/name/3`, on this machine.
+
+    Args:
+        artifacts: the home's artifact folder: where to look when the home was moved after the registration, since
+            MLflow stores absolute paths.
+
+    Raises:
+        ModelError: as `get_version`, or its files are gone.
+    """
+    client = _client(uri)
+    version = get_version(uri, model=model)
+    location = client.get_model_version_download_uri(version.name, str(version.version))
+    if location.startswith("models:/m-"):
+        location = client.get_logged_model(location.removeprefix("models:/").split("/")[0]).artifact_location
+    local = _local(location)
+    if local is None:
+        from mlflow.artifacts import download_artifacts
+
+        local = Path(download_artifacts(artifact_uri=location, tracking_uri=uri))
+    if not local.is_dir() and artifacts is not None and artifacts.name in local.parts:
+        at = len(local.parts) - 1 - local.parts[::-1].index(artifacts.name)
+        local = artifacts.joinpath(*local.parts[at + 1 :])
+    if not (local / "MLmodel").is_file():
+        raise ModelError(f"{model}: its files are not at {local}; register the run again: tessera serve --fresh")
+    return local
+
+
+def set_alias(uri: str, *, name: str, alias: str, version: int) -> None:
+    """Points `alias` to `version`; nothing happens when it does already."""
+    if not ALIAS.fullmatch(alias):
+        raise ModelError(f"alias: found {alias!r}, wanted letters, digits, '_' and '-'")
+    _client(uri).set_registered_model_alias(check_name(name), alias, str(version))
+
+
+def set_tag(uri: str, *, name: str, version: int, key: str, value: str) -> None:
+    """Sets one tag of a version."""
+    _client(uri).set_model_version_tag(check_name(name), str(version), key, value)
+
+
+def _parse(model: str) -> tuple[str, str | None, int | None]:
+    matched = URI.fullmatch(model)
+    if not matched or name_fault(matched["name"]) or (matched["alias"] and not ALIAS.fullmatch(matched["alias"])):
+        raise ModelError(
+            f"model: found {model[:200]!r}, wanted models:/NAME@ALIAS or models:/NAME/VERSION, NAME of {WANTED_NAME}"
+        )
+    return matched["name"], matched["alias"], int(matched["version"]) if matched["version"] else None
+
+
+def _client(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _ensure_registered(client: Any, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _stamp(folder: Path, *, model_id: str, run_id: str) -> None:
+    """Writes the identity of the logged model into its MLmodel file, as MLflow's own logging does."""
+    from mlflow.models import Model
+
+    model = Model.load(str(folder))
+    model.model_id, model.model_uuid, model.run_id = model_id, model_id, run_id
+    model.save(str(folder / "MLmodel"))
+
+
+def _version(client: Any, found: Any) -> RegisteredVersion:
+    aliases = client.get_registered_model(found.name).aliases
+    return RegisteredVersion(
+        name=found.name,
+        version=int(found.version),
+        run_id=found.run_id or "",
+        source=found.source,
+        tags=dict(found.tags),
+        aliases=tuple(sorted(alias for alias, version in aliases.items() if int(version) == int(found.version))),
+    )
+
+
+def _local(location: str) -> Path | None:
+    parsed = urlparse(location)
+    if parsed.scheme == "file":
+        return Path(unquote(parsed.path))
+    return Path(location) if not parsed.scheme else None
+
+
+def _absent(client: Any, *, error: Any, model: str, name: str) -> NoReturn:
+    if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        raise error
+    versions = sorted(int(version.version) for version in client.search_model_versions(f"name = '{name}'"))
+    if not versions:
+        raise ModelError(f"{model}: there is no registered model {name}; register a run: tessera serve") from None
+    aliases = ", ".join(sorted(client.get_registered_model(name).aliases)) or "none"
+    raise ModelError(
+        f"{model} does not exist; {name} has versions {versions[0]} to {versions[-1]} and aliases {aliases}"
+    ) from None

