@@ -1,0 +1,48 @@
+"""What decides the shape of the model. Imports pydantic only."""
+
+from pydantic import Field, model_validator
+
+from tessera.config import Section
+
+
+class ModelSettings(Section):
+    """A decoder of Qwen3's architecture from its dimensions, or a local pretrained folder.
+
+    The defaults are the demo's: about 1.3 M parameters with a vocabulary of 4096, small enough that two CPU cores
+    bring it past its baselines in a minute and a half.
+    """
+
+    path: str | None = None
+    """A local folder in Hugging Face format to start from (config.json, *.safetensors); the dimensions below are then
+    not used. Its vocabulary must be the tokenizer's."""
+    layers: int = Field(4, ge=1)
+    """Decoder blocks."""
+    width: int = Field(128, ge=8)
+    """Width of the residual stream."""
+    heads: int = Field(4, ge=1)
+    """Attention heads for queries."""
+    kv_heads: int = Field(4, ge=1)
+    """Attention heads for keys and values; must divide `heads`."""
+    head_dim: int | None = Field(None, ge=2, multiple_of=2)
+    """Width of a head; null means `width / heads`."""
+    ffn_width: int = Field(384, ge=8)
+    """Inner width of the gated feed-forward part."""
+    tie_embeddings: bool = True
+    """Whether the output projection is the embedding itself."""
+    rope_theta: float = Field(10_000.0, gt=1)
+    """Base of the rotary position embedding."""
+    norm_epsilon: float = Field(1e-6, gt=0)
+    """Added to the mean square in every RMS norm."""
+    context: int | None = Field(None, ge=16)
+    """Longest sequence that the model declares, in tokens; null means the shard set's `seq_len`."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "ModelSettings":
+        if self.heads % self.kv_heads:
+            raise ValueError(f"model.heads is {self.heads}, which model.kv_heads ({self.kv_heads}) does not divide")
+        if self.head_dim is None and self.width % (2 * self.heads):
+            raise ValueError(
+                f"model.width is {self.width}, wanted a multiple of 2 x model.heads ({2 * self.heads}); "
+                "or give model.head_dim"
+            )
+        return self
