@@ -14,11 +14,12 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 from tessera.errors import ConfigError
 
-EXECUTION = {"execution_only": True}
+EXECUTION: JsonDict = {"execution_only": True}
 """`Field(json_schema_extra=EXECUTION)` marks what cannot change an output: it stays out of fingerprints."""
 
 SECRET = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
