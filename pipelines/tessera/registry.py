@@ -4,8 +4,10 @@ mlflow takes seconds to import, so it is imported inside the functions that spea
 A version is made with its tags in one call, so whoever sees it sees them.
 """
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -79,9 +81,10 @@ def create_version(
     client.log_model_artifacts(logged.model_id, str(model))
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id=run_id, models=[LoggedModelOutput(logged.model_id, step=0)])
-    made = client.create_model_version(
-        name, f"models:/{logged.model_id}", run_id=run_id, tags=dict(tags), model_id=logged.model_id
-    )
+    with tracked_at(uri):
+        made = client.create_model_version(
+            name, f"models:/{logged.model_id}", run_id=run_id, tags=dict(tags), model_id=logged.model_id
+        )
     return _version(client, made)
 
 
@@ -118,8 +121,7 @@ def resolve(uri: str, *, model: str, artifacts: Path | None = None) -> Path:
     """The MLflow model folder of `models:/name@alias` or `models:/name/3`, on this machine.
 
     Args:
-        artifacts: the home's artifact folder: where to look when the home was moved after the registration, since
-            MLflow stores absolute paths.
+        artifacts: the home's artifact folder, for `relocate`.
 
     Raises:
         ModelError: as `get_version`, or its files are gone.
@@ -129,17 +131,32 @@ def resolve(uri: str, *, model: str, artifacts: Path | None = None) -> Path:
     location = client.get_model_version_download_uri(version.name, str(version.version))
     if location.startswith("models:/m-"):
         location = client.get_logged_model(location.removeprefix("models:/").split("/")[0]).artifact_location
-    local = _local(location)
+    local = local_path(location)
     if local is None:
         from mlflow.artifacts import download_artifacts
 
         local = Path(download_artifacts(artifact_uri=location, tracking_uri=uri))
-    if not local.is_dir() and artifacts is not None and artifacts.name in local.parts:
-        at = len(local.parts) - 1 - local.parts[::-1].index(artifacts.name)
-        local = artifacts.joinpath(*local.parts[at + 1 :])
+    if artifacts is not None:
+        local = relocate(local, artifacts=artifacts)
     if not (local / "MLmodel").is_file():
         raise ModelError(f"{model}: its files are not at {local}; register the run again: tessera serve --fresh")
     return local
+
+
+def local_path(location: str) -> Path | None:
+    """The path that an artifact location means on this machine; None when it lies elsewhere."""
+    parsed = urlparse(location)
+    if parsed.scheme == "file":
+        return Path(unquote(parsed.path))
+    return None if parsed.scheme else Path(location)
+
+
+def relocate(path: Path, *, artifacts: Path) -> Path:
+    """`path`, or when it is absent the same place below `artifacts`: MLflow stores absolute paths, homes move."""
+    if path.is_dir() or artifacts.name not in path.parts:
+        return path
+    at = len(path.parts) - 1 - path.parts[::-1].index(artifacts.name)
+    return artifacts.joinpath(*path.parts[at + 1 :])
 
 
 def set_alias(uri: str, *, name: str, alias: str, version: int) -> None:
@@ -154,6 +171,22 @@ def set_tag(uri: str, *, name: str, version: int, key: str, value: str) -> None:
     _client(uri).set_model_version_tag(check_name(name), str(version), key, value)
 
 
+@contextmanager
+def tracked_at(uri: str) -> Iterator[None]:
+    """Makes `uri` MLflow's process-wide tracking and registry address for a while: some of its calls know no other."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    registry_before = mlflow.get_registry_uri() if before is not None else None
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+        mlflow.set_registry_uri(registry_before)
+
+
 def _parse(model: str) -> tuple[str, str | None, int | None]:
     matched = URI.fullmatch(model)
     if not matched or name_fault(matched["name"]) or (matched["alias"] and not ALIAS.fullmatch(matched["alias"])):
@@ -164,6 +197,8 @@ def _parse(model: str) -> tuple[str, str | None, int | None]:
 
 
 def _client(uri: str) -> Any:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -180,11 +215,19 @@ def _ensure_registered(client: Any, name: str) -> None:
 
 
 def _stamp(folder: Path, *, model_id: str, run_id: str) -> None:
-    """Writes the identity of the logged model into its MLmodel file, as MLflow's own logging does."""
+    """Writes the identity of the logged model into its MLmodel file, as MLflow's own logging does.
+
+    Where the files lay before is taken out: MLflow only looks at their place in the folder.
+    """
     from mlflow.models import Model
 
     model = Model.load(str(folder))
     model.model_id, model.model_uuid, model.run_id = model_id, model_id, run_id
+    flavor = model.flavors.get("python_function", {})
+    for artifact in flavor.get("artifacts", {}).values():
+        artifact["uri"] = artifact["path"]
+    if "model_code_path" in flavor:
+        flavor["model_code_path"] = Path(flavor["model_code_path"]).name
     model.save(str(folder / "MLmodel"))
 
 
@@ -198,13 +241,6 @@ def _version(client: Any, found: Any) -> RegisteredVersion:
         tags=dict(found.tags),
         aliases=tuple(sorted(alias for alias, version in aliases.items() if int(version) == int(found.version))),
     )
-
-
-def _local(location: str) -> Path | None:
-    parsed = urlparse(location)
-    if parsed.scheme == "file":
-        return Path(unquote(parsed.path))
-    return Path(location) if not parsed.scheme else None
 
 
 def _absent(client: Any, *, error: Any, model: str, name: str) -> NoReturn:

@@ -1,7 +1,7 @@
 """Token n-gram models with Witten-Bell smoothing: the baseline that learned from the same tokens as the model.
 
-Interpolated Witten-Bell (Bell, Cleary and Witten 1990; Chen and Goodman 1999, section 2.5), from the trigram down to the
-uniform distribution: with c the counts and t(h) the number of different tokens seen after h,
+Interpolated Witten-Bell (Bell, Cleary and Witten 1990; Chen and Goodman 1999, section 2.5), from the trigram down to
+the uniform distribution: with c the counts and t(h) the number of different tokens seen after h,
 
     P(w | h) = (c(h w) + t(h) P(w | h')) / (c(h) + t(h)),    h' = h without its oldest token,    P() = 1 / V
 
@@ -60,7 +60,8 @@ def occurrences(batch: Batch, *, end_id: int, vocab_size: int) -> Keys:
     counted = labels != -100
     size = np.uint64(vocab_size)
     oldest, middle, newest = (array[counted].astype(np.uint64) for array in (before, previous, labels))
-    return (oldest * size + middle) * size + newest
+    keys: Keys = (oldest * size + middle) * size + newest
+    return keys
 
 
 def contexts_of(keys: Iterable[Keys], *, vocab_size: int) -> dict[int, Keys]:

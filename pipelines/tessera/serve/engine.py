@@ -7,18 +7,19 @@ a tenth of the token's forward.
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tessera.errors import ModelError
+from tessera.errors import ModelError, PromptError
 from tessera.lineage import sha256_file
 from tessera.model import build
 from tessera.model.generate import Sampling, check_room, context_of, generate
 from tessera.shard import tokenizer
 
 WEIGHTS = "model.safetensors"
-MAX_STOPS = 4
+DEFAULT_TOKENS = 64
 UNFINISHED = "\ufffd"
 """What decoding gives for the first bytes of a character whose last bytes are still to come."""
 
@@ -62,10 +63,11 @@ class Engine:
         self.tokenizer = tokenizer.load(folder)
         self.model = build.load(folder).eval()
         self.context = context_of(self.model)
-        if self.tokenizer.vocab_size > self.model.config.vocab_size:
+        config: Any = self.model.config
+        if self.tokenizer.vocab_size > config.vocab_size:
             raise ModelError(
-                f"{folder.name}: the tokenizer has {self.tokenizer.vocab_size} tokens, the model "
-                f"{self.model.config.vocab_size}; use the tokenizer that it was trained with"
+                f"{folder}: the tokenizer has {self.tokenizer.vocab_size} tokens, the model {config.vocab_size}; "
+                "use the tokenizer that it was trained with"
             )
         self._lock = threading.Lock()
 
@@ -74,7 +76,7 @@ class Engine:
         prompt: str,
         *,
         max_tokens: int | None = None,
-        default_tokens: int = 64,
+        default_tokens: int = DEFAULT_TOKENS,
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int | None = None,
@@ -91,13 +93,17 @@ class Engine:
         """
         sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
         sampling.check()
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise PromptError("the prompt holds half a surrogate pair; send valid Unicode") from None
         tokens = (self.tokenizer.end_id, *self.tokenizer.encode_batch([prompt])[0])
         check_room(len(tokens), max_new_tokens=1 if max_tokens is None else max_tokens, context=self.context)
         if max_tokens is None:
             max_tokens = min(default_tokens, self.context - len(tokens))
         return Prepared(tokens=tokens, max_tokens=max_tokens, sampling=sampling, stop=tuple(s for s in stop if s))
 
-    def stream(self, prepared: Prepared) -> Iterator[str | Completion]:
+    def stream(self, prepared: Prepared) -> Generator[str | Completion, None, None]:
         """Yields pieces of text as they become certain, and last the Completion, whose text they add up to.
 
         Closing the iterator stops the work and frees the engine for the next request.
@@ -134,22 +140,9 @@ class Engine:
                 seconds=time.perf_counter() - started,
             )
 
-    def complete(
-        self,
-        prompt: str,
-        *,
-        max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-    ) -> Completion:
-        """One answer to one prompt; arguments and errors as in `prepare`."""
-        prepared = self.prepare(
-            prompt, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop
-        )
-        *_, last = self.stream(prepared)
+    def complete(self, prompt: str, **options: Any) -> Completion:
+        """One answer to one prompt; options and errors as in `prepare`."""
+        *_, last = self.stream(self.prepare(prompt, **options))
         assert isinstance(last, Completion)
         return last
 

@@ -30,17 +30,19 @@ class CompletionModel(PythonModel):  # type: ignore[misc]
 
         Args:
             model_input: a DataFrame with a column `prompt`, or a list of prompts or of {"prompt": ...}.
-            params: `max_tokens`, `temperature`, `top_p`, `seed` (-1 draws one).
+            params: `max_tokens` (fewer where the context ends), `temperature`, `top_p`, `seed` (-1 draws one).
 
         Returns:
             a DataFrame: `completion`, `finish_reason`, `prompt_tokens`, `completion_tokens`.
         """
         import pandas as pd
 
-        params = dict(params or {})
-        if params.get("seed", -1) < 0:
-            params.pop("seed", None)
-        answers = [self.engine.complete(prompt, **params) for prompt in _prompts(model_input)]
+        options = {name: value for name, value in (params or {}).items() if name in ("temperature", "top_p")}
+        if "max_tokens" in (params or {}):
+            options["default_tokens"] = params["max_tokens"]
+        if (params or {}).get("seed", -1) >= 0:
+            options["seed"] = params["seed"]
+        answers = [self.engine.complete(prompt, **options) for prompt in _prompts(model_input)]
         return pd.DataFrame(
             {
                 "completion": [answer.text for answer in answers],
