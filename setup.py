@@ -34,6 +34,8 @@ DEV = [
     "ruff>=0.12",
     "mypy>=1.16",
     "types-PyYAML",
+    "setuptools>=77",  # builds the package without asking an index
+    "uv>=0.9,<1",  # installs the lock
 ]
 
 setup(

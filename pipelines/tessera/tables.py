@@ -56,7 +56,7 @@ def open_table(path: Path | str, *, version: int | None = None, timestamp: str |
         raise SourceError(f"{path} has versions 0 to {newest}, wanted {version}; give one of them or leave it out")
     try:
         if timestamp is not None:
-            table.load_as_version(_moment(timestamp, path=path))
+            _load_as_of(table, timestamp, path=path)
         elif version is not None and version != newest:
             table.load_as_version(version)
     except (DeltaError, OSError) as error:
@@ -141,6 +141,15 @@ class Ledger:
         if not known:
             self.append(record)
         return not known
+
+
+def _load_as_of(table: DeltaTable, timestamp: str, *, path: Path | str) -> None:
+    """Loads the newest version not younger than `timestamp`; delta-rs alone would take the oldest for any earlier one."""
+    moment = _moment(timestamp, path=path)
+    table.load_as_version(moment)
+    committed = datetime.fromtimestamp(table.history(1)[0]["timestamp"] / 1000, tz=UTC)
+    if committed > moment:
+        raise SourceError(f"{path} begins at {committed.isoformat()}, wanted {timestamp}; give a later moment")
 
 
 def _moment(timestamp: str, *, path: Path | str) -> datetime:

@@ -161,8 +161,8 @@ def _refuse_duplicates(judged: DataFrame, *, settings: PrepareSettings) -> None:
     )
     if found is not None:
         raise SourceError(
-            f"prepare.sources {found.source}: {found['keys']} row keys occur more than once, in "
-            f"{found['rows']} rows; name more columns in id, or set prepare.on_duplicate to last (newest row) or all (every row)"
+            f"prepare.sources {found.source}: {found['keys']} row keys occur more than once, in {found['rows']} rows; "
+            "name more columns in id, or set prepare.on_duplicate to last (newest row) or all (every row)"
         )
 
 

@@ -1,0 +1,109 @@
+"""What a person reads of records: a line a stage, and the table at the end of a run. Numbers only, never row text."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tessera.lineage import (
+    EvaluateRecord,
+    PrepareRecord,
+    Record,
+    SampleRecord,
+    ServeRecord,
+    ShardRecord,
+    TrainRecord,
+)
+
+
+def line(record: Record) -> str:
+    """`stage  what came out  seconds`, for the moment a stage ends."""
+    seconds = "found" if record.reused else f"{record.seconds:.1f} s"
+    return f"{record.stage:<9} {outcome(record)}  ({seconds})"
+
+
+def outcome(record: Record) -> str:
+    """What a stage made, in one line."""
+    match record:
+        case SampleRecord():
+            return f"{record.rows:,} rows in {record.table.path}@{record.table.version}"
+        case PrepareRecord():
+            dropped = ", ".join(f"{count:,} {reason}" for reason, count in record.dropped.items()) or "none"
+            return f"{record.documents:,} documents@{record.table.version} of {record.rows:,} rows; dropped: {dropped}"
+        case ShardRecord():
+            where = f"{_plural(record.shards, 'shard')} of {record.name}@{record.manifest.version}"
+            return f"{record.tokens:,} tokens in {where}, {record.fill:.1%} full"
+        case TrainRecord():
+            return f"{record.steps:,} steps, {record.train_tokens:,} tokens, {record.parameters:,} parameters"
+        case EvaluateRecord():
+            verdict = "passed" if record.passed else "did not pass"
+            return f"{record.bits_per_byte:.3f} bits per byte held out; the gate: {verdict}"
+        case ServeRecord():
+            return f"{record.model} version {record.version}: {', '.join(record.aliases)}"
+    return ""
+
+
+def table(records: Sequence[Record], *, mlflow_command: str) -> RenderableType:
+    """The whole run at a glance, fit for 80 columns."""
+    by_stage = {record.stage: record for record in records}
+    grid = Table(box=None, show_header=False, pad_edge=False)
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in _facts(by_stage).items():
+        grid.add_row(name, value)
+    seconds = Table(box=None, pad_edge=False, title=None)
+    seconds.add_column("stage", no_wrap=True)
+    seconds.add_column("seconds", justify="right")
+    seconds.add_column("")
+    for record in records:
+        seconds.add_row(record.stage, f"{record.seconds:.1f}", "found" if record.reused else "")
+    seconds.add_row("all", f"{sum(record.seconds for record in records):.1f}", "")
+    look = Text(f"look around: {mlflow_command}", overflow="fold")
+    return Group(Text(), grid, Text(), seconds, Text(), look)
+
+
+def _facts(by_stage: dict[str, Record]) -> dict[str, str]:
+    facts: dict[str, str] = {}
+    prepare, shard, train, evaluate, serve = (
+        by_stage.get(stage) for stage in ("prepare", "shard", "train", "evaluate", "serve")
+    )
+    if isinstance(prepare, PrepareRecord):
+        facts["rows"] = f"{prepare.rows:,}"
+        facts["documents"] = f"{prepare.documents:,} ({prepare.splits.get('heldout', 0):,} held out)"
+        facts["dropped"] = ", ".join(f"{count:,} {reason}" for reason, count in prepare.dropped.items()) or "none"
+    if isinstance(shard, ShardRecord):
+        facts["tokens"] = f"{shard.tokens:,}, sequences {shard.fill:.1%} full"
+        facts["shards"] = f"{shard.shards:,}"
+    if isinstance(train, TrainRecord):
+        facts["steps"] = f"{train.steps:,} on {_plural(train.ranks, 'rank')}, {train.train_tokens:,} tokens"
+    if isinstance(evaluate, EvaluateRecord):
+        before = f" (untrained {train.bits_per_byte_before:.3f})" if isinstance(train, TrainRecord) else ""
+        facts["bits per byte"] = f"{evaluate.bits_per_byte:.3f}{before}"
+        facts["baselines"] = ", ".join(f"{name} {value:.3f}" for name, value in evaluate.baselines.items())
+        facts["gate"] = "passed" if evaluate.passed else "; ".join(evaluate.reasons)
+    if isinstance(serve, ServeRecord):
+        facts["model"] = f"{serve.model} version {serve.version} ({', '.join(serve.aliases)})"
+    return facts
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def history(rows: Sequence[dict[str, Any]]) -> RenderableType:
+    """The ledger as a table, oldest first, fit for 80 columns."""
+    shown = Table(box=None, pad_edge=False)
+    for name in ("at (UTC)", "stage", "status"):
+        shown.add_column(name, no_wrap=True)
+    shown.add_column("seconds", justify="right")
+    shown.add_column("outcome", overflow="fold")
+    kinds = {
+        kind.model_fields["stage"].default: kind
+        for kind in (SampleRecord, PrepareRecord, ShardRecord, TrainRecord, EvaluateRecord, ServeRecord)
+    }
+    for row in rows:
+        what = outcome(kinds[row["stage"]].from_json(row["record"])) if row["status"] != "failed" else ""
+        shown.add_row(row["at"][:19].replace("T", " "), row["stage"], row["status"], f"{row['seconds']:.1f}", what)
+    return shown

@@ -1,0 +1,197 @@
+"""The whole line as a user runs it: one command on a private table, again without work, and with no network at all."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from tessera import tables
+from tessera.home import Home
+from tessera.prepare import sample
+from tessera.prepare.settings import SampleSettings
+
+pytestmark = [pytest.mark.spark, pytest.mark.distributed]
+
+TESSERA = Path(sys.executable).with_name("tessera")
+CANARY = "zq-canary-{:04d}-vermilion-ocelot"
+SMALL = (
+    "shard.seq_len=64", "shard.tokenizer.vocab_size=512", "shard.tokenizer.sample_bytes=200000",
+    "train.steps=12", "train.batch_size=8", "train.heldout.sequences=8",
+    "train.model={layers: 2, width: 32, heads: 2, kv_heads: 2, ffn_width: 64}",
+    "evaluate.gate={max_bits_per_byte: 9.0, beat: []}", "serve.model_name=private", "serve.max_tokens=8",
+)  # fmt: skip
+
+RAISE_LOOPBACK = """
+import fcntl, os, socket, struct, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    fcntl.ioctl(s, 0x8914, struct.pack("16sh14x", b"lo", 0x49))  # SIOCSIFFLAGS: IFF_UP | IFF_LOOPBACK | IFF_RUNNING
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of `tessera run --json` and what it left."""
+
+    record: dict[str, Any]
+    stdout: str
+    stderr: str
+    home: Home
+
+
+def private_table(path: Path) -> int:
+    """Hundreds of documents, some of 100 kB, each with a canary of its own; returns how many."""
+    packages = sample.installed(SampleSettings(packages=("click",)))
+    texts = [str(row["text"]) for row in sample.read_docstrings(packages)]
+    rows = [
+        {"number": i, "body": f"{text}\n{CANARY.format(i)}", "team": "a" if i % 3 else "b"}
+        for i, text in enumerate([*texts, *[" ".join(texts)[:100_000] for _ in range(3)]])
+    ]
+    write_deltalake(path, pa.Table.from_pylist(rows), configuration={"delta.dataSkippingNumIndexedCols": "1"})
+    return len(rows)
+
+
+def tessera(
+    *arguments: str, home: Home, prefix: tuple[str, ...] = (), env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*prefix, str(TESSERA), *arguments],
+        env={**os.environ, "TESSERA_HOME": str(home.root), **(env or {})},
+        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=280,
+    )  # fmt: skip
+
+
+def settings(*assignments: str) -> list[str]:
+    return [part for assignment in assignments for part in ("--set", assignment)]
+
+
+def run_line(*assignments: str, home: Home, prefix: tuple[str, ...] = (), env: dict[str, str] | None = None) -> Run:
+    done = tessera("run", "--json", *settings(*SMALL, *assignments), home=home, prefix=prefix, env=env)
+    assert done.returncode == 0, done.stderr
+    return Run(record=json.loads(done.stdout.splitlines()[-1]), stdout=done.stdout, stderr=done.stderr, home=home)
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[str], int]:
+    folder = tmp_path_factory.mktemp("private")
+    rows = private_table(folder / "memos")
+    source = f"prepare.sources=[{{path: {folder / 'memos'}, id: number, text: body}}]"
+    assignments = [source, "spark.partitions=3"]
+    return run_line(*assignments, home=Home(folder / "home")), assignments, rows
+
+
+def test_one_command_takes_a_table_to_an_answering_registered_model(private: tuple[Run, list[str], int]) -> None:
+    run, _, rows = private
+    record = run.record
+
+    assert record["stage"] == "run"
+    assert [stage["stage"] for stage in record["stages"]] == ["prepare", "shard", "train", "evaluate", "serve"]
+    assert record["reused"] is False
+    assert record["rows"] == rows == record["documents"] + sum(record["dropped"].values())
+    assert record["steps"] == 12
+    assert 0 < record["bits_per_byte"] < record["bits_per_byte_before"]
+    assert set(record["baselines"]) == {"gzip", "unigram", "bigram", "trigram"}
+    assert (record["model"], record["version"]) == ("private", 1)
+    assert (run.home.resolve(record["checkpoint"]) / "model.safetensors").is_file()
+    assert len(record["weights_sha256"]) == 64
+    assert DeltaTable(run.home.documents).version() == 0
+    rows_seen = {row["stage"]: row["status"] for row in tables.Ledger(run.home.ledger).rows()}
+    assert rows_seen == dict.fromkeys(("prepare", "shard", "train", "evaluate", "serve"), "done")
+
+
+def test_again_everything_is_found_and_no_jvm_starts(private: tuple[Run, list[str], int], tmp_path: Path) -> None:
+    run, assignments, _ = private
+    marker, java = tmp_path / "java-was-started", tmp_path / "jdk" / "bin" / "java"
+    java.parent.mkdir(parents=True)
+    java.write_text(f"#!/bin/sh\ntouch {marker}\nexit 1\n", encoding="utf-8")
+    java.chmod(0o755)
+    env = {"JAVA_HOME": str(java.parents[1]), "PATH": f"{java.parent}:{os.environ['PATH']}"}
+
+    again = run_line(*assignments, "spark.partitions=5", home=run.home, env=env)
+
+    assert not marker.exists()
+    assert all(stage["reused"] for stage in again.record["stages"])
+    for key in ("weights_sha256", "version", "bits_per_byte", "checkpoint", "tokens"):
+        assert again.record[key] == run.record[key]
+
+
+def test_no_private_text_in_any_log_record_or_in_mlflow(private: tuple[Run, list[str], int]) -> None:
+    run, _, rows = private
+    probe = CANARY.format(7).encode()
+    needles = [CANARY.format(i)[:14].encode() for i in range(rows)]
+    private_places = {"documents", "spark"}
+
+    assert run.stdout.count("\n") == 1
+    for needle in needles:
+        assert needle not in run.stderr.encode()
+    looked = 0
+    for file in run.home.root.rglob("*"):
+        inside = file.relative_to(run.home.root).parts
+        if not file.is_file() or (inside[0] == "tables" and inside[1] in private_places and file.suffix == ".parquet"):
+            continue
+        content = file.read_bytes()
+        looked += 1
+        assert not any(needle in content for needle in needles), file
+    assert looked > 40
+    assert any(
+        probe in row["text"].encode() for row in tables.read(run.home.documents, columns=["text"]).to_pylist()
+    ), "the probe is not in the documents, so this test proves nothing"
+
+
+def test_history_and_plan_speak_of_what_was_done(private: tuple[Run, list[str], int]) -> None:
+    run, assignments, _ = private
+
+    history = tessera("history", "--json", home=run.home)
+    plan = tessera("run", "--dry-run", "--json", *settings(*SMALL, *assignments), home=run.home)
+    changed = tessera("run", "--dry-run", "--json", *settings(*SMALL, *assignments, "train.seed=5"), home=run.home)
+
+    stages = [row["stage"] for row in json.loads(history.stdout)]
+    assert stages[:5] == ["prepare", "shard", "train", "evaluate", "serve"]
+    assert set(json.loads(plan.stdout)["plan"].values()) == {"reuse"}
+    assert json.loads(changed.stdout)["plan"] == {
+        "prepare": "reuse", "shard": "reuse", "train": "run", "evaluate": "run", "serve": "run",
+    }  # fmt: skip
+
+
+def test_a_new_version_of_the_table_goes_down_the_line(private: tuple[Run, list[str], int], tmp_path: Path) -> None:
+    run, assignments, rows = private
+    copy = Home(tmp_path / "home")
+    shutil.copytree(run.home.root, copy.root)
+    table = Path(assignments[0].split("path: ")[1].split(",")[0])
+    more = pa.Table.from_pylist(
+        [{"number": 10_000 + i, "body": f"{'new words ' * 9}{i}", "team": "c"} for i in range(9)]
+    )
+    write_deltalake(table, more, mode="append")
+
+    done = tessera("shard", "--json", *settings(*SMALL, *assignments), home=copy)
+    stale = json.loads(done.stdout.splitlines()[-1])
+    tessera("prepare", *settings(*SMALL, *assignments), home=copy)
+    done = tessera("shard", "--json", *settings(*SMALL, *assignments), home=copy)
+    fresh = json.loads(done.stdout.splitlines()[-1])
+
+    assert stale["reused"], "a home that was copied is as good as the one it was copied from"
+    assert fresh["splits"]["train"]["documents"] + fresh["splits"]["heldout"]["documents"] == (
+        stale["splits"]["train"]["documents"] + stale["splits"]["heldout"]["documents"] + 9
+    )
+    assert rows == tables.open_table(table, version=0).to_pyarrow_table().num_rows
+
+
+def test_the_line_needs_no_network(tmp_path: Path) -> None:
+    """The sample data's line in a network namespace that has a loopback device and nothing else."""
+    prefix = ("unshare", "--net", "--map-root-user")
+    if not shutil.which("unshare") or subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine does not permit network namespaces (unshare --net)")
+    isolated = (*prefix, sys.executable, "-c", RAISE_LOOPBACK)
+
+    run = run_line("sample.packages=[click, rich, typer, pluggy]", home=Home(tmp_path / "home"), prefix=isolated)
+
+    assert run.record["stages"][0]["stage"] == "sample"
+    assert run.record["version"] == 1
