@@ -171,9 +171,11 @@ mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model(sys.argv[2])
 greedy = model.predict(pd.DataFrame({"prompt": ["Return the", "Raise"]}), params={"max_tokens": 9})
 listed = model.predict([{"prompt": "Return the"}], params={"max_tokens": 9})
+long = model.predict({"prompt": ["Return the list " * 6]})
 import tessera
 print(json.dumps({"file": tessera.__file__, "answers": greedy["completion"].tolist(), "tokens":
-    greedy["completion_tokens"].tolist(), "listed": listed["completion"].tolist()}))
+    greedy["completion_tokens"].tolist(), "listed": listed["completion"].tolist(),
+    "long": int(long["completion_tokens"].sum())}))
 """
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
@@ -190,6 +192,8 @@ print(json.dumps({"file": tessera.__file__, "answers": greedy["completion"].toli
     assert found["answers"] == [answer.text for answer in expected]
     assert found["tokens"] == [answer.completion_tokens for answer in expected]
     assert found["listed"] == found["answers"][:1]
+    assert 0 < found["long"] < 64, "the default of 64 tokens does not fit, so it is cut to what does"
+    assert "Warning" not in done.stderr
 
 
 def test_the_signature_has_names_defaults_and_an_example(served):

@@ -11,6 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import uvicorn
@@ -51,6 +52,7 @@ def serve_http(
         ConfigError: an address other than loopback without `serve.api_key`.
     """
     app = application(engine, settings=settings, info=info)
+    _log_to_stderr()
     wanted = port if port is not None else settings.port or 0
     with bind(settings.host, port=wanted) as listener:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -61,7 +63,8 @@ def serve_http(
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=5, server_header=False
         )
-        uvicorn.Server(config).run(sockets=[listener])
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listener])
 
 
 def bind(host: str, *, port: int) -> socket.socket:
@@ -247,6 +250,15 @@ async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     refused = Refused(error.status_code, f"{error.detail}; there are {', '.join(PATHS)}")
     return JSONResponse(refused.body, status_code=error.status_code, headers=error.headers)
+
+
+def _log_to_stderr() -> None:
+    if not LOG.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        LOG.addHandler(handler)
+        LOG.setLevel(logging.INFO)
+        LOG.propagate = False
 
 
 def _param_of(message: str) -> str:

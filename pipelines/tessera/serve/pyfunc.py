@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas as pd
 from mlflow.pyfunc.model import PythonModel
 
 CHECKPOINT = "checkpoint"
@@ -25,24 +26,23 @@ class CompletionModel(PythonModel):  # type: ignore[misc]
         weights = (context.model_config or {}).get("weights_sha256")
         self.engine = Engine(Path(context.artifacts[CHECKPOINT]), weights_sha256=weights)
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Answers each prompt, in order.
 
         Args:
-            model_input: a DataFrame with a column `prompt`, or a list of prompts or of {"prompt": ...}.
+            model_input: a column `prompt`; by the signature MLflow makes it of a list of {"prompt": ...} as well.
             params: `max_tokens` (fewer where the context ends), `temperature`, `top_p`, `seed` (-1 draws one).
 
         Returns:
             a DataFrame: `completion`, `finish_reason`, `prompt_tokens`, `completion_tokens`.
         """
-        import pandas as pd
-
-        options = {name: value for name, value in (params or {}).items() if name in ("temperature", "top_p")}
-        if "max_tokens" in (params or {}):
-            options["default_tokens"] = params["max_tokens"]
-        if (params or {}).get("seed", -1) >= 0:
-            options["seed"] = params["seed"]
-        answers = [self.engine.complete(prompt, **options) for prompt in _prompts(model_input)]
+        given = params or {}
+        options: dict[str, Any] = {name: given[name] for name in ("temperature", "top_p") if name in given}
+        if "max_tokens" in given:
+            options["default_tokens"] = given["max_tokens"]
+        if given.get("seed", -1) >= 0:
+            options["seed"] = given["seed"]
+        answers = [self.engine.complete(str(prompt), **options) for prompt in model_input[PROMPT]]
         return pd.DataFrame(
             {
                 "completion": [answer.text for answer in answers],
@@ -51,12 +51,6 @@ class CompletionModel(PythonModel):  # type: ignore[misc]
                 "completion_tokens": [answer.completion_tokens for answer in answers],
             }
         )
-
-
-def _prompts(model_input: Any) -> list[str]:
-    if isinstance(model_input, list):
-        return [item[PROMPT] if isinstance(item, dict) else item for item in model_input]
-    return [str(prompt) for prompt in model_input[PROMPT]]
 
 
 mlflow.models.set_model(CompletionModel())

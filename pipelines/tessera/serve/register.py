@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow.pyfunc
+import pandas as pd
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
@@ -123,7 +124,7 @@ def pack(checkpoint: Path, *, into: Path, weights_sha256: str) -> Path:
             artifacts={CHECKPOINT: str(staged)},
             code_paths=[str(Path(tessera.__file__).parent)],
             signature=signature(),
-            input_example=(_example(), {"max_tokens": 16}),
+            input_example=(pd.DataFrame({"prompt": [EXAMPLE]}), {"max_tokens": 16}),
             pip_requirements=requirements(),
             model_config={"weights_sha256": weights_sha256},
         )
@@ -185,12 +186,6 @@ def _experiment_of(run_id: str, *, tracking_uri: str) -> str:
             f"MLflow has no run {run_id!r}, which trained the model; train again: tessera train --fresh"
         ) from None
     return str(run.info.experiment_id)
-
-
-def _example() -> Any:
-    import pandas as pd
-
-    return pd.DataFrame({"prompt": [EXAMPLE]})
 
 
 def _at(table: TableVersion) -> str:
