@@ -49,6 +49,10 @@ class SetupError(TesseraError):
     """The machine lacks something: Java, the Delta jars, a library."""
 
 
+class ShardingFailed(TesseraError):
+    """The shards do not hold what the documents gave: nothing was published."""
+
+
 class Conflict(TesseraError):
     """Another writer published first; nothing of ours was published."""
 

@@ -1,12 +1,14 @@
 """Named points at which a fault test may stop or fail the program; nothing unless `TESSERA_FAIL` is set.
 
 `TESSERA_FAIL=point:action`, with action `kill` (SIGKILL to this process) or `raise`, and `point:action:N` for the
-N-th time the point is passed in a process. Every point is listed in POINTS, and a test asks that each is used.
+N-th time the point is passed in a process, and `point:action:N:FILE` for once in all processes: FILE is made then, and
+while it is there the point does nothing. Every point is listed in POINTS, and a test asks that each is used.
 """
 
 import os
 import signal
 from collections import Counter
+from pathlib import Path
 
 POINTS = {
     "prepare.before_commit": "documents are judged, nothing is written",
@@ -36,12 +38,17 @@ def hit(point: str) -> None:
     wanted = os.environ.get("TESSERA_FAIL")
     if not wanted:
         return
-    name, action, *ordinal = wanted.split(":")
+    name, action, *rest = wanted.split(":", 3)
     if name != point:
         return
     _passed[point] += 1
-    if _passed[point] != (int(ordinal[0]) if ordinal else 1):
+    if _passed[point] != (int(rest[0]) if rest else 1):
         return
+    if len(rest) == 2:
+        try:
+            Path(rest[1]).touch(exist_ok=False)
+        except FileExistsError:
+            return
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     raise InjectedFault(f"failpoint {point}")

@@ -51,7 +51,12 @@ class Packed:
     """Of each piece."""
     start_K: Int
     """Of each piece: its first position in its sequence."""
-    num_padding: int
+
+    def padding_S(self, *, end_id: int) -> Int:
+        """Tokens of padding in each sequence, as a reader counts them: from the stored tokens and starts."""
+        last_S = self.starts_P[np.cumsum(self.num_starts_S) - 1].astype(np.int64)
+        padded_S = self.tokens_ST[np.arange(len(last_S)), last_S] == end_id
+        return np.where(padded_S, self.tokens_ST.shape[1] - last_S, 0)
 
 
 def pack(
@@ -197,5 +202,4 @@ def _lay_out(
         pieces=pieces,
         sequence_K=sequence,
         start_K=start,
-        num_padding=int(seq_len * len(fill) - fill.sum()),
     )
