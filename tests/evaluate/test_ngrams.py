@@ -40,11 +40,11 @@ def packed(trigrams, vocab):
     return np.array([(a * vocab + b) * vocab + c for a, b, c in trigrams], dtype=np.uint64)
 
 
-def by_hand(documents):
+def by_hand(documents, *, end=END):
     """Trigrams of documents, each after two end tokens; a tuple is a piece without an end."""
     found = []
     for document in documents:
-        tokens = [END, END, *document] + ([] if isinstance(document, tuple) else [END])
+        tokens = [end, end, *document] + ([] if isinstance(document, tuple) else [end])
         found += [tuple(tokens[i : i + 3]) for i in range(len(tokens) - 2)]
     return found
 

@@ -13,9 +13,6 @@ import torch
 
 from tessera.model.loss import token_nats
 
-Progress = Callable[[int, int | None], None]
-"""Called with (done, total); the total is None while unknown."""
-
 
 @dataclass(frozen=True)
 class Score:
@@ -38,8 +35,7 @@ def score(
     *,
     batches: Iterable[Mapping[str, torch.Tensor]],
     text_bytes: int,
-    total_tokens: int | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Score:
     """Sums the loss over all `batches`, in float64.
 
@@ -47,7 +43,7 @@ def score(
         model: a causal model; it is put into evaluation mode and back.
         batches: a split in stored order, each token of it exactly once (labels -100 are skipped).
         text_bytes: UTF-8 bytes of the split's documents, from the manifest.
-        total_tokens: for `progress` only.
+        progress: hears how many tokens are done.
     """
     device = next(model.parameters()).device
     training = model.training
@@ -61,7 +57,7 @@ def score(
             nats += float(losses.double()[counted].sum())
             tokens += int(counted.sum())
             if progress:
-                progress(tokens, total_tokens)
+                progress(tokens)
     finally:
         model.train(training)
     return Score(nats=nats, tokens=tokens, text_bytes=text_bytes)

@@ -30,4 +30,6 @@ class EvaluateSettings(Section):
 
     batch_size: int = Field(16, ge=1, json_schema_extra=EXECUTION)
     """Sequences in one forward; changes speed and memory, and the sum only in its last bits."""
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", json_schema_extra=EXECUTION)
+    """Where the model runs; `auto` takes a GPU if there is one."""
     gate: GateSettings = GateSettings()
