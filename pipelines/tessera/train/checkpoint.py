@@ -1,0 +1,152 @@
+"""Checkpoints: a Hugging Face folder with the optimizer's and the loader's state beside it, committed by its record.
+
+    step-00000200/  config.json generation_config.json model.safetensors <tokenizer files>
+                    optimizer.safetensors state.json record.json
+
+record.json is written last and holds every other file's size and SHA-256; all is synced before and after, so that a
+checkpoint is whole or does not exist. No pickle is written or read. Costs 0.1 s for a model of 1.4 M parameters.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tessera import failpoints
+from tessera.errors import CorruptCheckpoint
+from tessera.lineage import sha256_file
+from tessera.model.build import WEIGHTS, assign, export, read_weights
+from tessera.shard import tokenizer
+from tessera.train.optimizer import Optimizer
+from tessera.train.run import FORMAT, RECORD, sync, to_json, write_durable
+
+OPTIMIZER = "optimizer.safetensors"
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint whose files have been compared with its record."""
+
+    folder: Path
+    state: dict[str, Any]
+    """What `save` was given."""
+    weights_sha256: str
+
+
+def folder_of(checkpoints: Path, *, step: int) -> Path:
+    """Where the checkpoint after `step` steps lies."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def save(
+    folder: Path, *, model: nn.Module, optimizer: Optimizer, tokenizer_folder: Path, state: dict[str, Any],
+    before_commit: Callable[[], None],
+) -> Checkpoint:  # fmt: skip
+    """Writes and commits a checkpoint; what is at `folder`, left by a run that was killed or fell back, is replaced.
+
+    Args:
+        state: JSON values; `num_steps` among them.
+        before_commit: called when all but the record is written; what it raises leaves nothing committed.
+    """
+    if folder.exists():
+        (folder / RECORD).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+    export(model, folder=folder)
+    for file in tokenizer.files(tokenizer_folder):
+        shutil.copyfile(file, folder / file.name)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in optimizer.state().items()}
+    save_file(tensors, folder / OPTIMIZER)
+    (folder / STATE).write_text(to_json(state), encoding="utf-8")
+    files: dict[str, dict[str, Any]] = {}
+    for file in sorted(folder.iterdir()):
+        sync(file)
+        files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+    failpoints.hit("checkpoint.before_record")
+    before_commit()
+    sync(folder)
+    write_durable(folder / RECORD, to_json({"format": FORMAT, "files": files}))
+    sync(folder.parent)
+    return Checkpoint(folder=folder, state=state, weights_sha256=files[WEIGHTS]["sha256"])
+
+
+def newest(checkpoints: Path, *, notice: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is committed and undamaged; `notice` hears of each that is passed over."""
+    for folder in sorted(checkpoints.glob("step-*"), reverse=True):
+        try:
+            return open_checkpoint(folder)
+        except CorruptCheckpoint as error:
+            notice(f"{error}; the one before is used")
+    return None
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Compares every file of a checkpoint with its record.
+
+    Raises:
+        CorruptCheckpoint: no record, or a file that is missing or differs; says which.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in record["files"].items()}
+    except FileNotFoundError:
+        raise CorruptCheckpoint(f"checkpoint {folder.name} has no {RECORD}: it was not finished") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise CorruptCheckpoint(f"checkpoint {folder.name} has an unreadable {RECORD}") from None
+    if record.get("format") not in (FORMAT, FORMAT - 1) or not {WEIGHTS, OPTIMIZER, STATE} <= set(files):
+        raise CorruptCheckpoint(f"checkpoint {folder.name} has a {RECORD} of another format")
+    for name, (num_bytes, sha256) in files.items():
+        file = folder / name
+        if file.parent != folder or not file.is_file():
+            raise CorruptCheckpoint(f"checkpoint {folder.name} lacks {name}")
+        if file.stat().st_size != num_bytes:
+            raise CorruptCheckpoint(
+                f"checkpoint {folder.name}: {name} has {file.stat().st_size} bytes, expected {num_bytes}"
+            )
+        if (found := sha256_file(file)) != sha256:
+            raise CorruptCheckpoint(
+                f"checkpoint {folder.name}: {name} has SHA-256 {found[:12]}, expected {sha256[:12]}"
+            )
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    return Checkpoint(folder=folder, state=state, weights_sha256=files[WEIGHTS][1])
+
+
+def restore(checkpoint: Checkpoint, *, model: nn.Module, optimizer: Optimizer) -> None:
+    """Copies a checkpoint's values into a model and optimizer of the same settings.
+
+    Raises:
+        ModelError: the weights are of another architecture.
+        CorruptCheckpoint: the optimizer's state is.
+    """
+    assign(model, read_weights(checkpoint.folder), origin=checkpoint.folder)
+    try:
+        tensors = load_file(checkpoint.folder / OPTIMIZER)
+    except SafetensorError as error:
+        raise CorruptCheckpoint(f"checkpoint {checkpoint.folder.name}: {OPTIMIZER} is unreadable ({error})") from None
+    own = {name: value.shape for name, value in optimizer.state().items()}
+    if own != {name: value.shape for name, value in tensors.items()}:
+        raise CorruptCheckpoint(
+            f"checkpoint {checkpoint.folder.name}: {OPTIMIZER} belongs to another model or optimizer; "
+            "start a new run: --fresh"
+        )
+    optimizer.load_state(tensors, num_steps=int(checkpoint.state["num_steps"]))
+
+
+def prune(checkpoints: Path, *, keep: int) -> None:
+    """Removes all but the newest `keep` committed checkpoints, and what was left uncommitted before the newest."""
+    committed = list(_committed(checkpoints))
+    kept = set(committed[-keep:])
+    for folder in sorted(checkpoints.glob("step-*")):
+        if committed and folder < committed[-1] and folder not in kept:
+            (folder / RECORD).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+
+
+def _committed(checkpoints: Path) -> Iterator[Path]:
+    return (folder for folder in sorted(checkpoints.glob("step-*")) if (folder / RECORD).is_file())

@@ -1,0 +1,96 @@
+"""The ranks of a run and what they say to each other: sums, gathers, and one flat buffer of gradients.
+
+Collectives are few and small: a step sums one buffer of gradients and two numbers, and gathers Muon's updates. Sums do
+not overlap with the backward pass, which a model of a few million parameters does not need.
+"""
+
+import os
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from tessera.errors import SetupError
+from tessera.train.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    threads: int = 1
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over all ranks, in place, equal on all."""
+        if self.world > 1:
+            dist.all_reduce(value)
+        return value
+
+    def gather(self, value: Tensor) -> Tensor:
+        """[world * n, ...] from every rank's [n, ...], in the order of ranks."""
+        if self.world == 1:
+            return value
+        gathered = value.new_empty((self.world * value.shape[0], *value.shape[1:]))
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.14
+        gather(gathered, value.contiguous())
+        return gathered
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def join(settings: TrainSettings) -> Ranks:
+    """Joins the process group that torchrun's environment names, and takes this rank's device and threads.
+
+    Raises:
+        SetupError: a GPU is asked for and there are not enough.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    num_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    device = _device(settings.device, local=local, num_local=num_local)
+    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // num_local)
+    torch.set_num_threads(threads)  # TorchDistributor and torchrun set OMP_NUM_THREADS=1 whatever the machine has
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world > 1:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=settings.timeout_seconds))
+    return Ranks(rank=rank, world=world, device=device, threads=threads)
+
+
+def leave(ranks: Ranks) -> None:
+    """Leaves the process group."""
+    if ranks.world > 1:
+        dist.destroy_process_group()
+
+
+def flat_gradients(model: nn.Module) -> Tensor:
+    """One zeroed buffer of which every parameter's `grad` is a view: one sum, one norm, one scaling for all.
+
+    Backward passes add into it. Set it to zero with `buffer.zero_()`, never `grad` to None.
+    """
+    parameters = [value for value in model.parameters() if value.requires_grad]
+    buffer = torch.zeros(sum(value.numel() for value in parameters), device=parameters[0].device)
+    low = 0
+    for value in parameters:
+        value.grad = buffer[low : low + value.numel()].view_as(value)
+        low += value.numel()
+    return buffer
+
+
+def _device(wanted: str, *, local: int, num_local: int) -> torch.device:
+    available = torch.cuda.device_count() if wanted != "cpu" else 0
+    if wanted == "cuda" and available < num_local:
+        raise SetupError(
+            f"train.device is cuda with {num_local} ranks on this machine, which has {available} GPUs; "
+            "give train.ranks a GPU each, or set train.device=cpu"
+        )
+    return torch.device("cuda", local) if available >= num_local and available else torch.device("cpu")

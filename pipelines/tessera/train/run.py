@@ -1,0 +1,246 @@
+"""The run folder: what lies where, when a run is finished, and what its fingerprint covers. Needs no torch, no Spark.
+
+A folder (a run, a checkpoint) is committed by its `record.json`, written last and made durable; without it the folder
+does not exist. Only the launcher that holds the lock writes run.json, shards.arrow and the attempt; only rank 0 writes
+the rest. See docs/protocol.md.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tessera import lineage
+from tessera.config import Section
+from tessera.errors import Conflict, ModelError, Superseded, TrainingFailed
+from tessera.home import Home
+from tessera.lineage import Entry, ShardRecord, TrainRecord
+from tessera.train.settings import TrainSettings
+
+SEMANTICS = 1
+"""Raised when the same inputs and settings give other weights."""
+FORMAT = 1
+ATTEMPT_VARIABLE = "TESSERA_ATTEMPT"
+RECORD = "record.json"
+
+
+class RunSpec(Section):
+    """run.json: all that a rank needs to know besides shards.arrow. Paths are relative to the home, which is ../.."""
+
+    format: int = FORMAT
+    run: str
+    """The folder's name."""
+    fingerprint: str
+    settings: TrainSettings
+    tokenizer: str
+    """The tokenizer's folder."""
+    block_shards: int
+    """Shards whose samples are shuffled together; see `shard.read.order`."""
+
+
+class RunResult(Entry):
+    """The run's own record.json: it is finished, and this came out."""
+
+    format: int = FORMAT
+    steps: int
+    ranks: int
+    parameters: int
+    train_tokens: int
+    bits_per_byte_before: float
+    bits_per_byte_after: float
+    """Held-out bits per byte, as the run itself measures them: see `train.heldout`."""
+    checkpoint: str
+    """Relative to the run folder."""
+    weights_sha256: str
+    seconds: float
+    """Of training, over all attempts; starting the ranks not counted."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where the parts of a run lie."""
+
+    root: Path
+
+    @property
+    def home(self) -> Home:
+        return Home(self.root.parents[1])
+
+    @property
+    def spec(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "shards.arrow"
+
+    @property
+    def attempt(self) -> Path:
+        return self.root / "attempt"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "launcher.lock"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def notices(self) -> Path:
+        return self.root / "notices.jsonl"
+
+    @property
+    def errors(self) -> Path:
+        return self.root / "errors"
+
+    @property
+    def log(self) -> Path:
+        """What torchrun and the ranks print."""
+        return self.root / "ranks.log"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def record(self) -> Path:
+        return self.root / RECORD
+
+    def read_spec(self) -> RunSpec:
+        """Raises TrainingFailed when run.json is absent or of another format."""
+        try:
+            spec = RunSpec.model_validate_json(self.spec.read_text(encoding="utf-8"))
+        except (OSError, ValidationError) as error:
+            raise TrainingFailed(f"{self.spec} cannot be read ({type(error).__name__}); start the run again") from None
+        if spec.format not in (FORMAT, FORMAT - 1):
+            raise TrainingFailed(f"{self.spec} has format {spec.format}, wanted {FORMAT}; start a new run: --fresh")
+        return spec
+
+    def read_result(self) -> RunResult | None:
+        """The record of a finished run; None while it is not finished."""
+        try:
+            return RunResult.model_validate_json(self.record.read_text(encoding="utf-8"))
+        except (OSError, ValidationError):
+            return None
+
+    def read_attempt(self) -> int:
+        """The number of the newest attempt; 0 before the first."""
+        try:
+            return int(self.attempt.read_text())
+        except (OSError, ValueError):
+            return 0
+
+    def check_attempt(self, attempt: int) -> None:
+        """Raises Superseded when a newer attempt owns the folder."""
+        newest = self.read_attempt()
+        if newest != attempt:
+            raise Superseded(f"run {self.root.name}: attempt {attempt} was overtaken by attempt {newest} and stops")
+
+
+def fingerprint(settings: TrainSettings, *, shards: ShardRecord, block_shards: int) -> str:
+    """What a run's weights are a function of, up to the last bits of sums: see `train.settings`.
+
+    Raises:
+        ModelError: `model.path` is not a folder.
+    """
+    config = settings.identity()
+    if settings.model.path is not None:
+        config["model"] = {"files": folder_hashes(Path(settings.model.path))}
+    inputs = {
+        "shards": shards.fingerprint,
+        "set": shards.name,
+        "version": shards.manifest.version,
+        "tokenizer": shards.tokenizer.sha256,
+        "block_shards": block_shards,
+    }
+    return lineage.fingerprint(stage="train", semantics=SEMANTICS, inputs=inputs, config=config)
+
+
+def folder_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of what decides a pretrained model: its configuration and safetensors."""
+    if not folder.is_dir():
+        raise ModelError(f"train.model.path {folder} is not a folder; give a local one: nothing is downloaded")
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    return {file.name: lineage.sha256_file(file) for file in files if file.is_file()}
+
+
+def verify(record: TrainRecord, *, home: Home) -> bool:
+    """Whether a recorded run can still be used: its record is there, and its checkpoint's files have their sizes."""
+    result = RunFolder(home.resolve(record.run)).read_result()
+    return (
+        result is not None
+        and result.weights_sha256 == record.weights_sha256
+        and is_complete(home.resolve(record.checkpoint))
+    )
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a committed folder still has every file of its record, of its size; contents are not read."""
+    try:
+        files = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
+        return all((folder / name).stat().st_size == entry["bytes"] for name, entry in files.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def choose_folder(home: Home, *, fingerprint: str, set_name: str, fresh: bool) -> RunFolder:
+    """The folder to train in: the newest of this fingerprint, or a new one if there is none or `fresh` asks for it."""
+    name = f"{set_name}-{fingerprint[:12]}"
+    number = 1
+    while (home.runs / _numbered(name, number)).exists():
+        number += 1
+    if number > 1 and not fresh:
+        number -= 1
+    return RunFolder(home.runs / _numbered(name, number))
+
+
+@contextmanager
+def launcher_lock(folder: RunFolder) -> Iterator[None]:
+    """Holds the run folder for this process; released by the system however the process ends.
+
+    Raises:
+        Conflict: another launcher holds it.
+    """
+    with folder.lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                f"run {folder.root.name} is being trained by another process; wait for it, or stop it"
+            ) from None
+        yield
+
+
+def write_durable(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all: under another name, synced, renamed, the folder synced."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Makes a file's contents or a folder's entries durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, indent=1) + "\n"
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}-{number}"

@@ -1,0 +1,118 @@
+"""What a rank runs: `python -m tessera.train.worker RUN_FOLDER`, under torchrun.
+
+It dies with its launcher. The launcher holds an exclusive lock on `launcher.lock`, which the system takes from it
+however it ends; a rank that gets a shared lock on that file, or finds a newer attempt's number, has lost its launcher
+and ends at once. Unlike parent ids and process ids this survives torchrun's own sessions, zombies and reuse of ids.
+It is watched from the first line on, while torch is still being imported, so nothing heavy is imported at the top.
+
+Nothing is printed. What went wrong is left in errors/rank-N.json: type, message, file and line; never a value.
+"""
+
+import fcntl
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+POLL_SECONDS = 0.5
+LOST = 3
+"""Exit status of a rank whose launcher is gone."""
+FAILED = 1
+
+
+def main() -> None:
+    """Runs one rank; leaves with 0 when its part is done, with FAILED or LOST else."""
+    folder = Path(sys.argv[1]).absolute()
+    attempt = int(os.environ.get("TESSERA_ATTEMPT") or (folder / "attempt").read_text())
+    watch_launcher(folder, attempt=attempt)
+    try:
+        run(folder, attempt=attempt)
+    except BaseException as error:
+        report(error, folder=folder, attempt=attempt)
+        os._exit(FAILED)
+    os._exit(0)  # at once: an interpreter that holds torch takes half a second to take itself apart
+
+
+def run(folder: Path, *, attempt: int) -> None:
+    """Trains this rank's part of the run."""
+    from tessera.train.job import open_job
+    from tessera.train.loop import train
+    from tessera.train.ranks import join, leave
+    from tessera.train.run import RunFolder
+
+    run_folder = RunFolder(folder)
+    ranks = join(run_folder.read_spec().settings)
+    train(open_job(run_folder, attempt=attempt, ranks=ranks))
+    leave(ranks)
+
+
+def watch_launcher(folder: Path, *, attempt: int) -> None:
+    """Ends this process within POLL_SECONDS of its launcher's end; checks once before it returns."""
+    lock = (folder / "launcher.lock").open("rb")
+
+    def check() -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if (folder / "attempt").read_text().strip() == str(attempt):
+                return
+        os._exit(LOST)
+
+    def watch() -> None:
+        while True:
+            time.sleep(POLL_SECONDS)
+            try:
+                check()
+            except BaseException:
+                os._exit(LOST)
+
+    check()
+    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
+
+
+def report(error: BaseException, *, folder: Path, attempt: int) -> None:
+    """Writes errors/rank-N.json: what the launcher tells the user."""
+    rank = int(os.environ.get("RANK", "0"))
+    frames = traceback.extract_tb(error.__traceback__)
+    entry = {
+        "rank": rank,
+        "attempt": attempt,
+        "time": time.time(),
+        "type": type(error).__name__,
+        "message": safe_message(error),
+        "exit_status": getattr(error, "exit_status", FAILED),
+        "trace": [f"{_short(frame.filename)}:{frame.lineno}" for frame in frames],
+    }
+    path = folder / "errors" / f"rank-{rank}.json"
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(entry), encoding="utf-8")
+    partial.replace(path)
+
+
+def safe_message(error: BaseException) -> str:
+    """The message of an error whose messages hold no data: ours, the system's, and torch's; of others nothing."""
+    from tessera.errors import TesseraError
+
+    if isinstance(error, TesseraError):
+        return str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory; give a smaller train.micro_batch"
+    if isinstance(error, OSError):
+        return f"{error.strerror or 'system error'} {error.filename or ''}".strip()
+    if isinstance(error, RuntimeError):  # torch's own: shapes, indices, addresses of peers
+        return next(iter(str(error).splitlines()), "")[:200]
+    return ""
+
+
+def _short(filename: str) -> str:
+    """The file below its package folder: no user's home in a record."""
+    parts = Path(filename).parts
+    return "/".join(parts[-3:])
+
+
+if __name__ == "__main__":
+    main()
