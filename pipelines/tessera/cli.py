@@ -274,9 +274,9 @@ def _print_record(record: "Record", *, as_json: bool) -> None:
 
 
 def _print_completion(pipeline: "Pipeline", record: "Record", *, prompt: str | None, as_json: bool) -> None:
-    answer = pipeline.complete(record, prompt=prompt)
+    asked, text = pipeline.complete(record, prompt=prompt)
     out = Console(file=sys.stderr if as_json else sys.stdout, highlight=False)
-    out.print(Text.assemble("\n", (answer.prompt, "dim"), answer.text), soft_wrap=True)
+    out.print(Text.assemble("\n", (asked, "dim"), text), soft_wrap=True)
 
 
 def _yaml(settings: Any) -> str:

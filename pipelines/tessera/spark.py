@@ -11,12 +11,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from tessera.config import EXECUTION, Section
+from tessera.config import EXECUTION, Section, resolve_secret
 from tessera.errors import SetupError
 from tessera.home import Home
 from tessera.lineage import sha256_file
@@ -62,10 +64,27 @@ def session(settings: SparkSettings, *, home: Home) -> "SparkSession":
         return active
     builder = SparkSession.builder.appName("tessera")
     if settings.master is None:
-        return builder.config(map=settings.conf).getOrCreate()
-    conf = {**_local_conf(settings, home=home), **settings.conf}
+        return builder.config(map=_resolved(settings.conf)).getOrCreate()
+    conf = {**_local_conf(settings, home=home), **_resolved(settings.conf)}
     _start_jvm(conf, log=home.spill / JVM_LOG)
     return builder.master(settings.master).config(map=conf).getOrCreate()
+
+
+def start_early(settings: SparkSettings, *, home: Home) -> None:
+    """Starts a local JVM and its context, for a thread beside work that needs no Spark; `session` then takes a second.
+
+    What fails here fails again in `session`, which says so.
+    """
+    from pyspark import SparkConf, SparkContext
+
+    if settings.master is None or SparkContext._active_spark_context is not None:
+        return
+    conf = {**_local_conf(settings, home=home), **_resolved(settings.conf)}
+    with suppress(Exception):
+        _start_jvm(conf, log=home.spill / JVM_LOG)
+        SparkContext.getOrCreate(
+            SparkConf().setMaster(settings.master).setAppName("tessera").setAll(list(conf.items()))
+        )
 
 
 def stop() -> None:
@@ -190,6 +209,10 @@ exec "{java_home / "bin" / "java"}" "$@"
         partial.chmod(0o755)
         partial.replace(java)
     return wrapper
+
+
+def _resolved(conf: Mapping[str, str]) -> dict[str, str]:
+    return {key: resolve_secret(value) for key, value in conf.items()}
 
 
 def _prepare_environment() -> None:

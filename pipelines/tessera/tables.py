@@ -144,7 +144,7 @@ class Ledger:
 
 
 def _load_as_of(table: DeltaTable, timestamp: str, *, path: Path | str) -> None:
-    """Loads the newest version not younger than `timestamp`; delta-rs alone would take the oldest for any earlier one."""
+    """Loads the newest version that is as old as `timestamp`; delta-rs alone takes the oldest for an earlier one."""
     moment = _moment(timestamp, path=path)
     table.load_as_version(moment)
     committed = datetime.fromtimestamp(table.history(1)[0]["timestamp"] / 1000, tz=UTC)

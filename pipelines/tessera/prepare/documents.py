@@ -5,7 +5,7 @@ what is left. Nothing is collected a row at a time; the driver sees counts.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tessera.home import Home
 from tessera.lineage import PrepareRecord, TableVersion
 from tessera.prepare.settings import PrepareSettings
 from tessera.prepare.sources import Source
+from tessera.progress import Tell, silent
 
 STATS_COLUMNS = "doc_id,source,source_version,kind,sha256,num_bytes,group,split,added"
 """Delta keeps minima and maxima of these only: text in `_delta_log` would outlive its erasure."""
@@ -28,8 +29,6 @@ COLUMNS = ("doc_id", "source", "source_version", "kind", "text", "sha256", "num_
 SPLIT_BITS = 52
 BLANK = r"^[\s\p{Z}\x00]*$"
 EDGES = r"^[\s\p{Z}\x00]+|[\s\p{Z}\x00]+$"
-
-Progress = Callable[[str], None]
 
 
 def write_documents(
@@ -40,20 +39,19 @@ def write_documents(
     fingerprint: str,
     home: Home,
     partitions: int | None = None,
-    progress: Progress | None = None,
+    tell: Tell = silent,
 ) -> PrepareRecord:
     """Reads the pinned sources and publishes `tables/documents`.
 
     Args:
         partitions: of the input; None leaves it to Spark. The documents do not depend on it.
-        progress: told in words what happens next.
+        tell: told in words what happens next.
 
     Raises:
         SourceError: a row filter that is not SQL, duplicate row keys, or nothing left to train on.
         Conflict: another writer published first.
     """
     began = time.monotonic()
-    tell = progress or (lambda _: None)
     publication = publish.begin(home.documents, name="documents")
     rows = _union([_rows(spark, source, partitions=partitions) for source in sources])
     judged = _judge(rows, settings=settings).persist(StorageLevel.DISK_ONLY)

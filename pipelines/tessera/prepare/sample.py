@@ -219,10 +219,14 @@ def _package(distribution: metadata.Distribution, *, name: str) -> Package:
             files[".".join(parts)] = Path(str(distribution.locate_file(file)))
     described = distribution.metadata
     classifiers = [line.rsplit(" :: ", 1)[-1] for line in described.get_all("Classifier") or [] if "License" in line]
-    license_line = described.get("License-Expression") or (classifiers or [""])[0] or described.get("License") or ""
+    license_line = _first(described, "License-Expression") or (classifiers or [""])[0] or _first(described, "License")
     first_line = (license_line.splitlines() or [""])[0][:100]
     return Package(name=name, version=distribution.version, license=first_line, files=tuple(sorted(files.items())))
 
 
 def _normal(name: str) -> str:
     return name.lower().replace("_", "-").replace(".", "-")
+
+
+def _first(described: metadata.PackageMetadata, key: str) -> str:
+    return str((described.get_all(key) or [""])[0])

@@ -31,7 +31,6 @@ from tessera.serve import stage
 from tessera.serve.settings import ServeSettings
 
 CHALLENGER, CHAMPION = "challenger", "champion"
-CHECKPOINT = "checkpoint"
 WEIGHTS = "model.safetensors"
 DEFAULT_TOKENS = 64
 EXAMPLE = "Return the"
@@ -110,7 +109,7 @@ def pack(checkpoint: Path, *, into: Path, weights_sha256: str) -> Path:
         raise CorruptCheckpoint(
             f"{weights}: found {found[:12]}, its record says {weights_sha256[:12]}; train again: tessera train --fresh"
         )
-    staged = into / CHECKPOINT
+    staged = into / stage.CHECKPOINT
     staged.mkdir()
     for file in sorted(checkpoint.iterdir()):
         if file.name in MODEL_FILES or (file.name.startswith("model") and file.suffix == ".safetensors"):
@@ -121,7 +120,7 @@ def pack(checkpoint: Path, *, into: Path, weights_sha256: str) -> Path:
         mlflow.pyfunc.save_model(
             path=str(into / "model"),
             python_model=str(Path(__file__).with_name("pyfunc.py")),
-            artifacts={CHECKPOINT: str(staged)},
+            artifacts={stage.CHECKPOINT: str(staged)},
             code_paths=[str(Path(tessera.__file__).parent)],
             signature=signature(),
             input_example=(pd.DataFrame({"prompt": [EXAMPLE]}), {"max_tokens": 16}),

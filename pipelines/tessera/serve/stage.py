@@ -17,6 +17,8 @@ SEMANTICS = 1
 FINGERPRINT_TAG = "tessera.fingerprint"
 WEIGHTS_TAG = "tessera.weights_sha256"
 SQLITE = "sqlite:///"
+CHECKPOINT = "checkpoint"
+"""The artifact of a model version that holds configuration, weights and tokenizer."""
 
 VERSION_QUERY = """
     select v.storage_location, t.value
@@ -36,14 +38,33 @@ def verify(record: ServeRecord, *, home: Home, tracking_uri: str) -> bool:
 
     Where aliases point is not asked: someone may have moved them on purpose, back to an older version for example.
     """
-    if tracking_uri.startswith(SQLITE):
-        found = _in_sqlite(Path(tracking_uri.removeprefix(SQLITE)), record=record)
-    else:
-        found = _in_registry(record, tracking_uri=tracking_uri)
+    found = _find(record, tracking_uri=tracking_uri)
     if found is None or found[1] != record.weights_sha256:
         return False
     location = registry.local_path(found[0]) if found[0] else None
     return location is None or (registry.relocate(location, artifacts=home.mlflow_artifacts) / "MLmodel").is_file()
+
+
+def checkpoint_folder(record: ServeRecord, *, home: Home, tracking_uri: str) -> Path:
+    """Where the registered version's configuration, weights and tokenizer lie on this machine.
+
+    Raises:
+        ModelError: the version or its files are gone.
+    """
+    found = _find(record, tracking_uri=tracking_uri)
+    location = registry.local_path(found[0]) if found and found[0] else None
+    if location is not None:
+        folder = registry.relocate(location, artifacts=home.mlflow_artifacts)
+    else:
+        model = f"models:/{record.model}/{record.version}"
+        folder = registry.resolve(tracking_uri, model=model, artifacts=home.mlflow_artifacts)
+    return folder / "artifacts" / CHECKPOINT
+
+
+def _find(record: ServeRecord, *, tracking_uri: str) -> tuple[str, str] | None:
+    if tracking_uri.startswith(SQLITE):
+        return _in_sqlite(Path(tracking_uri.removeprefix(SQLITE)), record=record)
+    return _in_registry(record, tracking_uri=tracking_uri)
 
 
 def _in_sqlite(database: Path, *, record: ServeRecord) -> tuple[str, str] | None:
