@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tessera.errors import ConfigError, ShardSetError
+from tessera.shard.read import order as order_module
 from tessera.shard.read import shards as shards_module
 from tessera.shard.read.order import Order
 from tessera.shard.read.shards import Shards
@@ -183,6 +184,7 @@ def _meaning(shards: Shards, order: Order, *, batch_size: int) -> State:
         "split": shards.split,
         "seq_len": info.seq_len,
         "tokenizer": info.tokenizer,
+        "order": order_module.SEMANTICS,
         "seed": order.seed,
         "block_shards": order.block_shards,
         "batch_size": batch_size,

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from tessera.errors import ShardSetError
 from tessera.shard.mixing import GOLDEN, splitmix64
 
+SEMANTICS = 1
+"""Raised when an index comes to lie elsewhere; loader states carry it."""
+
 ROUNDS = 6
 
 Int = NDArray[np.int64]

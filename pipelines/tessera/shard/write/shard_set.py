@@ -31,6 +31,8 @@ from tessera.shard.write import cells
 SPANS_STATS_COLUMNS = "doc_id,sha256,split,generation,bucket,piece,file"
 MAX_BUCKETS = 2**16
 TASKS_PER_CORE = 4
+SMALL_BYTES = 2**26
+"""Text for each core below which a table is spread over all of them before it is tokenized."""
 
 FILE_KEY = ("split", "generation", "bucket", "ordinal", "file", "buckets", "file_bytes", "file_sha256", "file_samples",
             "file_padding")  # fmt: skip
@@ -76,8 +78,6 @@ def write_shards(
     folder = manifest.set_folder(home, name=settings.name)
     publication = publish.begin(manifest.manifest_path(home, name=settings.name), name=f"shards/{settings.name}")
     table = _read(spark, home.resolve(documents.path), version=documents.version)
-    if partitions is not None:
-        table = table.repartition(partitions)
     tell("counting documents")
     groups = _count(table)
     _refuse_empty(groups, documents=documents)
@@ -85,7 +85,8 @@ def write_shards(
     ref = _tokenizer(table, groups=groups, settings=settings, fingerprint=fingerprint, home=home)
     plan = _plan(groups, folder=folder, tokenizer_folder=home.resolve(ref.path), settings=settings)
     tell("tokenizing and packing")
-    spans = _write_spans(spark, table, plan=plan, home=home, settings=settings, publish_id=publication.publish_id)
+    spread = _spread(spark, table, groups=groups, partitions=partitions)
+    spans = _write_spans(spark, spread, plan=plan, home=home, settings=settings, publish_id=publication.publish_id)
     files = _files(_read(spark, home.resolve(spans.path), version=spans.version))
     tell("checking and publishing")
     check_totals(files, groups=groups, seq_len=settings.seq_len)
@@ -181,6 +182,14 @@ def num_buckets(num_bytes: int, *, bucket_bytes: int) -> int:
     """The smallest power of two that leaves a bucket at most `bucket_bytes` of text on average."""
     wanted = -(-num_bytes // bucket_bytes)
     return int(min(1 << max(wanted - 1, 0).bit_length(), MAX_BUCKETS))
+
+
+def _spread(spark: SparkSession, table: DataFrame, *, groups: Sequence[Group], partitions: int | None) -> DataFrame:
+    """As many partitions as asked for; else enough for all cores, when the table is too small to have them itself."""
+    cores = spark.sparkContext.defaultParallelism
+    if partitions is None and sum(group.num_bytes for group in groups) < SMALL_BYTES * cores:
+        partitions = 2 * cores
+    return table if partitions is None else table.repartition(partitions)
 
 
 def _write_spans(
