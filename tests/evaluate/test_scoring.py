@@ -15,7 +15,7 @@ from deltalake import write_deltalake
 from tessera import publish, tables
 from tessera.errors import CorruptCheckpoint
 from tessera.evaluate import stage
-from tessera.evaluate.bits_per_byte import Score
+from tessera.evaluate.bits_per_byte import Score, score
 from tessera.evaluate.scoring import batches_seen, evaluate, publish_row
 from tessera.evaluate.settings import EvaluateSettings, GateSettings
 from tessera.home import Home
@@ -33,6 +33,7 @@ from tessera.model.settings import ModelSettings
 from tessera.shard import tokenizer
 from tessera.shard.format import mds
 from tessera.shard.pack import pack
+from tessera.shard.read.batches import open_split, sequential
 from tessera.shard.read.order import Order
 from tessera.shard.run_manifest import SCHEMA, SetInfo, write_run_manifest
 from tessera.tracking import TrackingSettings, open_run
@@ -182,6 +183,20 @@ def test_bits_per_byte_is_the_sum_over_documents_alone(made, evaluated):
         nats -= float(chances[torch.arange(len(ids) + 1), torch.tensor([*ids, loaded.end_id])].sum())
 
     assert evaluated.bits_per_byte == pytest.approx(nats / math.log(2) / heldout_bytes(made), rel=1e-6)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_the_sum_does_not_depend_on_who_computes_which_batch(made, workers):
+    heldout = open_split(made.run.manifest, split="heldout", shards_root=made.home.shards / "small")
+    model = build.load(made.home.resolve(made.train.checkpoint))
+    done = []
+
+    def summed(count, progress=None):
+        return score(model, batches=sequential(heldout, batch_size=3), text_bytes=9, workers=count, progress=progress)
+
+    assert summed(workers, done.append) == summed(1)
+    assert done == sorted(done)
+    assert done[-1] == heldout.num_tokens
 
 
 def test_gzip_is_that_of_the_texts_in_order_of_doc_id(made, evaluated):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import mlflow
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from tessera import registry
+from tessera import failpoints, registry
 from tessera.errors import CorruptCheckpoint, ModelError
 from tessera.failpoints import InjectedFault
 from tessera.home import Home
@@ -45,7 +46,9 @@ def test_the_folder_answers_and_holds_no_pickle_and_no_optimizer(store, served):
     assert not {name for name in names if name.endswith((".pkl", ".bin", ".pt", ".pyc"))}
     assert not names & {"optimizer.safetensors", "state.json"}
     assert str(store.home.root) not in (folder / "MLmodel").read_text()
-    assert Engine(folder / "artifacts" / "checkpoint").weights_sha256 == record.weights_sha256
+    checkpoint = stage.checkpoint_folder(record, home=store.home, tracking_uri=store.uri)
+    assert checkpoint.is_relative_to(folder)
+    assert Engine(checkpoint).weights_sha256 == record.weights_sha256
 
 
 def test_tags_lead_back_to_tables_run_and_scores(store, served):
@@ -85,6 +88,7 @@ def test_champion_stays_when_the_gate_fails(store):
 
 
 def test_a_fault_before_the_alias_leaves_one_version_that_the_next_run_finishes(store, monkeypatch):
+    monkeypatch.setattr(failpoints, "_passed", Counter())
     monkeypatch.setenv("TESSERA_FAIL", "serve.before_alias:raise")
     with pytest.raises(InjectedFault):
         do_register(store, "killed")
@@ -146,6 +150,10 @@ def test_a_moved_home_still_finds_its_files(store, served, tmp_path):
         assert stage.verify(record, home=moved, tracking_uri=store.uri)
         found = registry.resolve(store.uri, model="models:/docs.main/1", artifacts=moved.mlflow_artifacts)
         assert found.is_relative_to(moved.mlflow_artifacts)
+        weights = stage.checkpoint_folder(record, home=moved, tracking_uri=store.uri) / "model.safetensors"
+        assert sha256_file(weights) == record.weights_sha256
+        with pytest.raises(ModelError, match="register the run again"):
+            stage.checkpoint_folder(record, home=store.home, tracking_uri=store.uri)
     finally:
         moved.mlflow_artifacts.rename(store.home.mlflow_artifacts)
 

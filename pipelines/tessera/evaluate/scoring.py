@@ -5,6 +5,7 @@ Reads the checkpoint, the run's own shards.arrow, and the held-out documents at 
 which may fail without losing anything. Costs one forward over the split and one pass over the tokens seen.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -136,11 +137,13 @@ def measure(
         text_bytes=heldout.text_bytes,
     )
     tell("loading the model")
-    model = build.load(home.resolve(train.checkpoint)).to(_device(settings))
+    device = _device(settings)
+    model = build.load(home.resolve(train.checkpoint)).to(device)
     scored = score(
         model,
         batches=sequential(heldout, batch_size=settings.batch_size),
         text_bytes=heldout.text_bytes,
+        workers=len(os.sched_getaffinity(0)) if device.type == "cpu" else 1,
         progress=lambda done: tell("held-out tokens", done, heldout.num_tokens),
     )
     return Scores(model=scored, baselines=found)

@@ -1,16 +1,19 @@
 """The engine: a checkpoint folder that completes prompts. The one way to a model for the CLI, HTTP and MLflow.
 
-Loads our own code and safetensors, never a pickle. One lock: requests are answered one after the other, each with all
-threads, which on a few cores is faster than side by side. Text is decoded anew with every token, which costs less than
-a tenth of the token's forward.
+Loads our own code and safetensors, never a pickle. One lock: requests are answered one after the other. A small model
+runs in one thread: measured on 2 busy cores, 1.8 M parameters gave 237 tokens/s with one, 29 with two. Text is decoded
+anew with every token, which costs less than a tenth of the token's forward.
 """
 
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from tessera.errors import ModelError, PromptError
 from tessera.lineage import sha256_file
@@ -20,6 +23,7 @@ from tessera.shard import tokenizer
 
 WEIGHTS = "model.safetensors"
 DEFAULT_TOKENS = 64
+SMALL_PARAMETERS = 20_000_000
 UNFINISHED = "\ufffd"
 """What decoding gives for the first bytes of a character whose last bytes are still to come."""
 
@@ -108,7 +112,7 @@ class Engine:
 
         Closing the iterator stops the work and frees the engine for the next request.
         """
-        with self._lock:
+        with self._lock, _threads_for(self.model):
             started = time.perf_counter()
             tokens: list[int] = []
             text, emitted, stopped = "", 0, False
@@ -145,6 +149,18 @@ class Engine:
         *_, last = self.stream(self.prepare(prompt, **options))
         assert isinstance(last, Completion)
         return last
+
+
+@contextmanager
+def _threads_for(model: Any) -> Iterator[None]:
+    """One thread for a small model on a CPU: a forward of one position is too little to share out."""
+    before = torch.get_num_threads()
+    if sum(value.numel() for value in model.parameters()) < SMALL_PARAMETERS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _weights_sha256(folder: Path, *, expected: str | None) -> str:

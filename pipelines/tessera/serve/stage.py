@@ -58,7 +58,13 @@ def checkpoint_folder(record: ServeRecord, *, home: Home, tracking_uri: str) -> 
     else:
         model = f"models:/{record.model}/{record.version}"
         folder = registry.resolve(tracking_uri, model=model, artifacts=home.mlflow_artifacts)
-    return folder / "artifacts" / CHECKPOINT
+    checkpoint = folder / "artifacts" / CHECKPOINT
+    if not checkpoint.is_dir():
+        raise ModelError(
+            f"{record.model} version {record.version}: its files are not at {folder}; "
+            "register the run again: tessera serve --fresh"
+        )
+    return checkpoint
 
 
 def _find(record: ServeRecord, *, tracking_uri: str) -> tuple[str, str] | None:
