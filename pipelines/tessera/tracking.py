@@ -51,7 +51,7 @@ class TrackingSettings(Section):
 
 def tracking_uri(settings: TrackingSettings, *, home: Home) -> str:
     """The address that MLflow is given: of runs and of models."""
-    return resolve_secret(settings.uri) if settings.uri else f"sqlite:///{home.mlflow_database}"
+    return resolve_secret(settings.uri) if settings.uri else f"sqlite:///{home.mlflow_database.absolute()}"
 
 
 def shown_uri(settings: TrackingSettings, *, home: Home) -> str:
@@ -71,7 +71,7 @@ def prepare_store(settings: TrackingSettings, *, home: Home) -> str:
         found = client.get_experiment_by_name(settings.experiment)
         if found is not None:
             return str(found.experiment_id)
-        location = None if settings.uri else home.mlflow_artifacts.as_uri()
+        location = None if settings.uri else home.mlflow_artifacts.absolute().as_uri()
         return str(client.create_experiment(settings.experiment, artifact_location=location))
 
 

@@ -9,14 +9,16 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
@@ -38,6 +40,10 @@ WORKER = Path(__file__).with_name("worker.py")
 POLL_SECONDS = 0.5
 SECONDARY = ("connection", "gloo", "nccl", "peer", "timed out", "sockets")
 """Words in the error of a rank that only lost another."""
+FIRST_FAILURE = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s*exitcode\s*: (-?\d+)")
+"""A line of torchrun's summary, whose last entry is the first observed failure."""
+OWN_WORD = ("1", "-15")
+"""Exit statuses that explain nothing: a rank that left an error of its own, or that torchrun ended."""
 
 
 class Tell(Protocol):
@@ -144,7 +150,7 @@ def _run_ranks(folder: RunFolder, *, spec: RunSpec, attempt: int, tell: Tell) ->
     watcher = threading.Thread(target=_watch, args=(folder, spec, tell, done), name="progress", daemon=True)
     watcher.start()
     try:
-        with _environment(spec.settings, attempt=attempt), folder.log.open("a", encoding="utf-8") as log:
+        with _environment(spec.settings, attempt=attempt), folder.log.open("w", encoding="utf-8") as log:
             distributor = TorchDistributor(num_processes=spec.settings.ranks, local_mode=True, use_gpu=False)
             distributor.logger.setLevel(logging.WARNING)
             # use_gpu would ask for GPUs that Spark owns; ranks choose their device by themselves.
@@ -157,11 +163,11 @@ def _run_ranks(folder: RunFolder, *, spec: RunSpec, attempt: int, tell: Tell) ->
         watcher.join()
     result = folder.read_result()
     if result is None:
-        raise explain_failure(folder, ranks=spec.settings.ranks)
+        raise explain_failure(folder)
     return result
 
 
-def explain_failure(folder: RunFolder, *, ranks: int) -> Exception:
+def explain_failure(folder: RunFolder) -> Exception:
     """What the ranks left behind, as one error: the first that was not merely the loss of another rank."""
     said = []
     for path in sorted(folder.errors.glob("rank-*.json")):
@@ -179,15 +185,24 @@ def explain_failure(folder: RunFolder, *, ranks: int) -> Exception:
         return TrainingFailed(
             f"{where}: rank {first['rank']} failed: {first['type']}: {first['message']}{trace}; {again}"
         )
-    silent = sorted(set(range(ranks)) - {entry["rank"] for entry in said})
-    names = ", ".join(str(rank) for rank in silent)
-    if said and silent:
-        return TrainingFailed(f"{where}: rank {names} ended without a word, killed or out of memory; {again}")
+    if (dead := _first_dead(folder.log)) is not None:
+        rank, status = dead
+        how = f"killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        return TrainingFailed(f"{where}: rank {rank} was {how}, perhaps for want of memory, and left no word; {again}")
     if said:
         return TrainingFailed(
             f"{where}: the ranks lost each other: rank {said[0]['rank']}: {said[0]['message']}; {again}"
         )
-    return TrainingFailed(f"{where}: no rank left a record or an error, all were killed or never started; {again}")
+    return TrainingFailed(f"{where}: no rank left a record or an error, they never started or all were killed; {again}")
+
+
+def _first_dead(log: Path) -> tuple[int, int] | None:
+    """Rank and exit status of the first rank that failed without an error of its own, as torchrun reports it last."""
+    try:
+        reported = FIRST_FAILURE.findall(log.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return None
+    return (int(reported[-1][0]), int(reported[-1][1])) if reported and reported[-1][1] not in OWN_WORD else None
 
 
 def _is_secondary(entry: Mapping[str, Any]) -> bool:
@@ -239,12 +254,16 @@ def _environment(settings: TrainSettings, *, attempt: int) -> Iterator[None]:
 
 
 class _Lines(io.TextIOBase):
-    """Takes what TorchDistributor prints into the run's log instead of the user's terminal."""
+    """Takes what TorchDistributor prints in this thread into the run's log; other threads print as before."""
 
-    def __init__(self, log: Any) -> None:
+    def __init__(self, log: TextIO) -> None:
         self._log = log
+        self._beside = sys.stdout
+        self._thread = threading.get_ident()
 
     def write(self, text: str) -> int:
+        if threading.get_ident() != self._thread:
+            return self._beside.write(text)
         self._log.write(text)
         self._log.flush()
         return len(text)

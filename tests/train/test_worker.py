@@ -1,0 +1,154 @@
+"""Ranks as processes: what survives a kill, who dies with whom, and what they leave behind."""
+
+import fcntl
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from tests.train.conftest import metric_lines, rank_command, run_ranks
+
+from tessera.errors import ConfigError
+from tessera.train import worker
+from tessera.train.launch import explain_failure
+from tessera.train.loop import train
+
+distributed = pytest.mark.distributed
+
+
+@distributed
+def test_two_ranks_killed_anywhere_end_as_undisturbed_and_read_what_one_rank_reads(make_run, make_job):
+    whole = make_run("whole")
+    run_ranks(whole, ranks=2)
+    killed = make_run("killed")
+    run_ranks(killed, ranks=2, fail="checkpoint.before_record:kill:2")  # within the save after step 4
+
+    assert killed.read_result() is None
+    assert {path.name: (path / "record.json").exists() for path in killed.checkpoints.iterdir()} == {
+        "step-00000002": True, "step-00000004": False
+    }  # fmt: skip
+    assert "rank 0 was killed by signal 9" in str(explain_failure(killed))
+    make_run("killed")  # the next attempt
+    run_ranks(killed, ranks=2, fail="train.after_step:raise:99")
+
+    assert killed.read_result().weights_sha256 == whole.read_result().weights_sha256
+    assert metric_lines(killed) == metric_lines(whole)
+    assert "checkpoint step-00000004 has no record.json" in killed.notices.read_text()
+    assert "docstring" not in whole.log.read_text()
+    assert whole.read_result().ranks == 2
+
+    alone = make_job("alone")
+    train(alone)
+    for one, two in zip(metric_lines(alone.folder), metric_lines(whole), strict=True):
+        assert one == pytest.approx(two, abs=1e-4, rel=1e-4)
+
+
+LAUNCHER = """
+import subprocess, sys
+from pathlib import Path
+from tessera.train.run import RunFolder, launcher_lock
+with launcher_lock(RunFolder(Path(sys.argv[1]))):
+    subprocess.run(sys.argv[2:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+"""
+
+
+def processes_of(folder):
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if str(folder.root) in (process.info["cmdline"] or []) and process.status() != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+@distributed
+@pytest.mark.parametrize("moment", ["importing", "training"])
+def test_two_seconds_after_the_launcher_was_killed_no_rank_is_alive(make_run, moment):
+    folder = make_run("a", steps=100_000, checkpoint={"every_steps": None, "every_seconds": None})
+    command, environment = rank_command(folder, ranks=2)
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, str(folder.root), *command], env=environment)
+    while True:  # torchrun and both ranks name the script
+        ranks = [one for one in processes_of(folder) if worker.__file__ in one.cmdline() and "-u" in one.cmdline()]
+        training = folder.metrics.exists() and folder.metrics.read_text().count("\n") > 3
+        if len(ranks) == 2 and (moment == "importing" or training):
+            break
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait()
+    time.sleep(2)
+
+    assert processes_of(folder) == []
+
+
+WATCHED = """
+import sys, time
+from pathlib import Path
+from tessera.train.worker import watch_launcher
+watch_launcher(Path(sys.argv[1]), attempt=int(sys.argv[2]))
+print("watched", flush=True)
+time.sleep(60)
+"""
+
+
+def watched(folder, *, attempt):
+    """A process that only watches; it has looked once when this returns, or is gone."""
+    command = [sys.executable, "-c", WATCHED, str(folder), str(attempt)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return process, process.stdout.readline().strip()
+
+
+def test_a_rank_ends_without_a_launcher_and_under_another_one(tmp_path):
+    (tmp_path / "attempt").write_text("7\n")
+    with (tmp_path / "launcher.lock").open("a") as lock:
+        process, _ = watched(tmp_path, attempt=7)
+        assert process.wait(5) == worker.LOST  # nobody held the lock
+
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process, word = watched(tmp_path, attempt=6)
+        assert (process.wait(5), word) == (worker.LOST, "")  # the lock is held for attempt 7
+
+        process, word = watched(tmp_path, attempt=7)
+        time.sleep(2 * worker.POLL_SECONDS)
+        assert (process.poll(), word) == (None, "watched")
+        (tmp_path / "attempt").write_text("8\n")
+        assert process.wait(2) == worker.LOST
+
+        process, word = watched(tmp_path, attempt=8)
+        assert word == "watched"
+    assert process.wait(2) == worker.LOST  # the lock was released
+
+
+def raised(error):
+    try:
+        raise error
+    except BaseException as caught:
+        return caught
+
+
+SECRET = "the patient's name"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (KeyError(SECRET), ""),
+        (ValueError(SECRET), ""),
+        (UnicodeDecodeError("utf-8", SECRET.encode(), 0, 1, SECRET), ""),
+        (ConfigError("train.ranks is 3, wanted 2"), "train.ranks is 3, wanted 2"),
+        (FileNotFoundError(2, "No such file", "shards.arrow"), "No such file shards.arrow"),
+        (MemoryError(), "out of memory; give a smaller train.micro_batch"),
+    ],
+)
+def test_an_error_report_names_type_and_line_and_holds_no_data(tmp_path, monkeypatch, error, message):
+    monkeypatch.setenv("RANK", "1")
+    worker.report(raised(error), folder=tmp_path, attempt=3)
+    text = (tmp_path / "errors/rank-1.json").read_text()
+    entry = json.loads(text)
+
+    assert SECRET not in text
+    assert (entry["type"], entry["message"], entry["attempt"]) == (type(error).__name__, message, 3)
+    assert entry["trace"][-1].startswith("tests/train/test_worker.py:")
+    assert entry["exit_status"] == (2 if isinstance(error, ConfigError) else 1)
