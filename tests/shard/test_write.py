@@ -96,11 +96,30 @@ def failing(spark: "SparkSession", value: str) -> Iterator[None]:
         del os.environ["TESSERA_FAIL"], environment["TESSERA_FAIL"]
 
 
+def prepared_as(documents: TableVersion, *, fingerprint: str) -> PrepareRecord:
+    """What prepare would have recorded of a documents table."""
+    return PrepareRecord(
+        fingerprint=fingerprint, rows=1, documents=1, dropped={}, splits={}, num_bytes=1, table=documents
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def written(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, ShardRecord]:
     """A set with 7 input partitions; tests that use it change nothing."""
     home = Home(tmp_path_factory.mktemp("written") / "home")
-    return home, shard(spark, home, partitions=7)
+    documents = write_documents(home)
+    fingerprint = stage.fingerprint(prepared_as(documents, fingerprint="a" * 64), settings=SETTINGS, home=home)
+    record = write_shards(
+        spark, documents=documents, settings=SETTINGS, fingerprint=fingerprint, home=home, partitions=7
+    )  # fmt: skip
+    return home, record
+
+
+@pytest.fixture
+def copied(written: tuple[Home, ShardRecord], home: Home) -> tuple[Home, ShardRecord]:
+    """The same, moved as a whole, to be changed."""
+    shutil.copytree(written[0].root, home.root)
+    return home, written[1]
 
 
 @pytest.mark.parametrize("partitions", [1, 40])
@@ -224,46 +243,46 @@ def test_nothing_is_published_before_the_manifest(spark: "SparkSession", home: H
     assert stage.verify(record, home=home)
 
 
-def test_a_second_version_keeps_the_tokenizer_and_the_first_stays_readable(spark: "SparkSession", home: Home) -> None:
-    first_documents = write_documents(home)
-    prepared = PrepareRecord(
-        fingerprint="a" * 64, rows=500, documents=500, dropped={}, splits={}, num_bytes=1, table=first_documents
-    )
-    before = stage.fingerprint(prepared, settings=SETTINGS, home=home)
-    first = write_shards(spark, documents=first_documents, settings=SETTINGS, fingerprint=before, home=home)
+def test_a_second_version_keeps_the_tokenizer_and_the_first_stays_readable(
+    spark: "SparkSession", copied: tuple[Home, ShardRecord]
+) -> None:
+    home, first = copied
     reference = manifest.read_manifest(home, "docs", 0)
     new = [{**row, "doc_id": str(row["doc_id"])[::-1], "text": f"{row['text']} zebra", "added": 2} for row in ROWS[:40]]
     for row in new:
         row["num_bytes"] = len(str(row["text"]).encode())
-    later_documents = write_documents(home, [*ROWS, *new])
-    later = prepared.model_copy(update={"table": later_documents, "fingerprint": "b" * 64})
+    later = prepared_as(write_documents(home, [*ROWS, *new]), fingerprint="b" * 64)
+    earlier = prepared_as(first.inputs[0], fingerprint="a" * 64)
 
-    assert stage.fingerprint(prepared, settings=SETTINGS, home=home) == before
-    assert stage.fingerprint(later, settings=SETTINGS, home=home) not in (
-        before,
-        stage.fingerprint(later, settings=SETTINGS, home=Home(home.root / "another")),
-    ), "the tokenizer of the first version is an input of the second"
+    assert stage.fingerprint(earlier, settings=SETTINGS, home=home) == first.fingerprint
+    alone = stage.fingerprint(later, settings=SETTINGS, home=Home(home.root / "another"))
+    assert stage.fingerprint(later, settings=SETTINGS, home=home) != alone, "its tokenizer is of the first version"
 
     second = shard(spark, home, later.table)
 
     assert second.manifest.version == 1
     assert second.tokenizer == first.tokenizer
     assert manifest.read_manifest(home, "docs", 0).equals(reference)
+    assert stage.fingerprint(earlier, settings=SETTINGS, home=home) == first.fingerprint
     assert stage.verify(first, home=home)
     assert stage.verify(second, home=home)
     old_files = set(reference["file"].to_pylist())
     new_files = set(manifest.read_manifest(home, "docs", 1)["file"].to_pylist())
     assert old_files < new_files, "old generations keep their files, byte for byte"
 
-    moved = Home(home.root.parent / "moved")
-    shutil.copytree(home.root, moved.root)
-    assert stage.verify(second, home=moved)
-    hurt = moved.shards / "docs" / sorted(new_files)[0]
-    hurt.write_bytes(hurt.read_bytes()[:-1])
-    assert not stage.verify(second, home=moved)
-    assert stage.verify(second, home=home)
-    shutil.rmtree(home.resolve(second.tokenizer.path))
-    assert not stage.verify(second, home=home)
+
+@pytest.mark.parametrize("what", ["nothing", "a shard", "the tokenizer", "the side table"])
+def test_a_recorded_set_holds_until_something_of_it_is_gone(copied: tuple[Home, ShardRecord], what: str) -> None:
+    home, record = copied
+    if what == "a shard":
+        hurt = home.shards / "docs" / manifest.read_manifest(home, "docs")["file"][3].as_py()
+        hurt.write_bytes(hurt.read_bytes()[:-1])
+    elif what == "the tokenizer":
+        (home.resolve(record.tokenizer.path) / "tokenizer_config.json").write_text("{}")
+    elif what == "the side table":
+        next(home.resolve(record.spans.path).glob("*.parquet")).unlink()
+
+    assert stage.verify(record, home=home) == (what == "nothing")
 
 
 def test_a_tokenizer_folder_is_copied_and_enters_by_its_contents(
@@ -281,11 +300,8 @@ def test_a_tokenizer_folder_is_copied_and_enters_by_its_contents(
     assert files_of(home) == files_of(written[0])
     assert artefact.holds(home, record.tokenizer)
     (given / "tokenizer.json").unlink()
-    prepared = PrepareRecord(
-        fingerprint="", rows=0, documents=0, dropped={}, splits={}, num_bytes=0, table=record.inputs[0]
-    )
     with pytest.raises(TokenizerError, match="no download is tried"):
-        stage.fingerprint(prepared, settings=settings, home=home)
+        stage.fingerprint(prepared_as(record.inputs[0], fingerprint=""), settings=settings, home=home)
 
 
 def test_a_document_without_tokens_is_named_and_nothing_else_is_said(
@@ -301,10 +317,9 @@ def test_a_document_without_tokens_is_named_and_nothing_else_is_said(
 
 
 def test_the_second_of_two_writers_is_refused(
-    spark: "SparkSession", home: Home, monkeypatch: pytest.MonkeyPatch
+    spark: "SparkSession", copied: tuple[Home, ShardRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    documents = write_documents(home)
-    shard(spark, home, documents)
+    home, record = copied
     begin = publish.begin
 
     def begin_early(path: Path, *, name: str) -> publish.Publication:
@@ -314,7 +329,7 @@ def test_the_second_of_two_writers_is_refused(
 
     monkeypatch.setattr(publish, "begin", begin_early)
     with pytest.raises(Conflict):
-        shard(spark, home, documents)
+        shard(spark, home, record.inputs[0])
     assert len(list(publish.records(manifest.manifest_path(home, name="docs")))) == 1
 
 
