@@ -8,6 +8,7 @@ the rest. See docs/protocol.md.
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ SEMANTICS = 1
 FORMAT = 1
 ATTEMPT_VARIABLE = "TESSERA_ATTEMPT"
 RECORD = "record.json"
+LOCK_SECONDS = 2.0
 
 
 class RunSpec(Section):
@@ -205,16 +207,23 @@ def choose_folder(home: Home, *, fingerprint: str, set_name: str, fresh: bool) -
 def launcher_lock(folder: RunFolder) -> Iterator[None]:
     """Holds the run folder for this process; released by the system however the process ends.
 
+    Waits LOCK_SECONDS for it: ranks of a launcher that was just killed hold it for the moment in which they notice.
+
     Raises:
         Conflict: another launcher holds it.
     """
     with folder.lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(
-                f"run {folder.root.name} is being trained by another process; wait for it, or stop it"
-            ) from None
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise Conflict(
+                        f"run {folder.root.name} is being trained by another process; wait for it, or stop it"
+                    ) from None
+                time.sleep(0.1)
         yield
 
 
