@@ -34,6 +34,10 @@ JARS = {
 
 JAVA_VERSIONS = (17, 21)
 
+JVM_OPTIONS = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m"
+"""A local JVM lives for minutes: without its optimising compiler `prepare` took 25 instead of 47 CPU-seconds. For hours
+of work on one machine, set spark.driver.extraJavaOptions in `spark.conf`."""
+
 JVM_LOG = "jvm.log"
 """In the spill folder of the home: what the JVM prints, of this session only."""
 
@@ -237,7 +241,7 @@ def _local_conf(settings: SparkSettings, *, home: Home) -> dict[str, str]:
         "spark.driver.memory": settings.driver_memory,
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
-        "spark.driver.extraJavaOptions": "-XX:+UseSerialGC -Dderby.system.home=" + str(home.spill),
+        "spark.driver.extraJavaOptions": f"{JVM_OPTIONS} -Dderby.system.home={home.spill}",
         "spark.default.parallelism": "4",
         "spark.sql.shuffle.partitions": "4",
         "spark.databricks.delta.snapshotPartitions": "2",
