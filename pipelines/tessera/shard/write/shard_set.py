@@ -24,18 +24,29 @@ from tessera.errors import ShardingFailed, ShardSetError, TesseraError
 from tessera.home import Home
 from tessera.lineage import ShardRecord, SplitTotals, TableVersion, TokenizerRef
 from tessera.shard import artefact, manifest, tokenizer
-from tessera.shard.run_manifest import SCHEMA, SPLITS
+from tessera.shard.run_manifest import SPLITS
 from tessera.shard.settings import ShardSettings
 from tessera.shard.write import cells
 
 SPANS_STATS_COLUMNS = "doc_id,sha256,split,generation,bucket,piece,file"
 MAX_BUCKETS = 2**16
-TASKS_PER_CORE = 4
+TASKS_PER_CORE = 2
 SMALL_BYTES = 2**26
 """Text for each core below which a table is spread over all of them before it is tokenized."""
 
-FILE_KEY = ("split", "generation", "bucket", "ordinal", "file", "buckets", "file_bytes", "file_sha256", "file_samples",
-            "file_padding")  # fmt: skip
+COUNT_SQL = """
+SELECT added AS generation, split, count(*) AS documents, sum(num_bytes) AS num_bytes
+FROM rows GROUP BY added, split ORDER BY added, split
+"""
+
+FILES_SQL = """
+SELECT split, generation, bucket, ordinal, file, buckets, file_bytes AS num_bytes, file_sha256 AS sha256,
+    file_samples AS samples, file_padding AS padding, sum(num_tokens) AS tokens, sum(document_bytes) AS text_bytes,
+    sum(CASE WHEN piece = 0 THEN 1 ELSE 0 END) AS documents, sum(document_tokens) AS tokenized
+FROM rows
+GROUP BY split, generation, bucket, ordinal, file, buckets, file_bytes, file_sha256, file_samples, file_padding
+"""
+"""A row a shard file; `tokenized` is what the tokenizer gave for the documents that begin there."""
 
 Progress = Callable[[str], None]
 
@@ -79,7 +90,8 @@ def write_shards(
     publication = publish.begin(manifest.manifest_path(home, name=settings.name), name=f"shards/{settings.name}")
     table = _read(spark, home.resolve(documents.path), version=documents.version)
     tell("counting documents")
-    groups = _count(table)
+    counted = tables.query(home.resolve(documents.path), version=documents.version, sql=COUNT_SQL)
+    groups = [Group(**row) for row in counted.to_pylist()]
     _refuse_empty(groups, documents=documents)
     tell("making the tokenizer")
     ref = _tokenizer(table, groups=groups, settings=settings, fingerprint=fingerprint, home=home)
@@ -87,7 +99,7 @@ def write_shards(
     tell("tokenizing and packing")
     spread = _spread(spark, table, groups=groups, partitions=partitions)
     spans = _write_spans(spark, spread, plan=plan, home=home, settings=settings, publish_id=publication.publish_id)
-    files = _files(_read(spark, home.resolve(spans.path), version=spans.version))
+    files = tables.query(home.resolve(spans.path), version=spans.version, sql=FILES_SQL)
     tell("checking and publishing")
     check_totals(files, groups=groups, seq_len=settings.seq_len)
     rows = manifest.sorted_rows(files)
@@ -118,11 +130,6 @@ def write_shards(
 
 def _read(spark: SparkSession, path: Path, *, version: int) -> DataFrame:
     return spark.read.format("delta").option("versionAsOf", version).load(str(path))
-
-
-def _count(table: DataFrame) -> list[Group]:
-    counted = table.groupBy("added", "split").agg(F.count("*").alias("n"), F.sum("num_bytes").alias("num_bytes"))
-    return [Group(row.added, row.split, row.n, row.num_bytes) for row in counted.orderBy("added", "split").collect()]
 
 
 def _refuse_empty(groups: Sequence[Group], *, documents: TableVersion) -> None:
@@ -188,7 +195,7 @@ def _spread(spark: SparkSession, table: DataFrame, *, groups: Sequence[Group], p
     """As many partitions as asked for; else enough for all cores, when the table is too small to have them itself."""
     cores = spark.sparkContext.defaultParallelism
     if partitions is None and sum(group.num_bytes for group in groups) < SMALL_BYTES * cores:
-        partitions = 2 * cores
+        partitions = cores
     return table if partitions is None else table.repartition(partitions)
 
 
@@ -232,25 +239,6 @@ def _version_of(path: Path, *, publish_id: str) -> int:
         if publish_id in str(entry.get("userMetadata")):
             return int(entry["version"])
     raise ShardingFailed(f"{path} has no version of this run, although Spark wrote it; run again")
-
-
-def _files(spans: DataFrame) -> pa.Table:
-    """A row a shard file, out of the spans; `tokenized` is what the tokenizer gave for documents that begin there."""
-    opens = F.col("piece") == 0
-    return (
-        spans.groupBy(*FILE_KEY)
-        .agg(
-            F.sum("num_tokens").alias("tokens"),
-            F.sum("document_bytes").alias("text_bytes"),
-            F.sum(opens.cast("long")).alias("documents"),
-            F.sum("document_tokens").alias("tokenized"),
-        )
-        .withColumnsRenamed(
-            {"file_bytes": "num_bytes", "file_sha256": "sha256", "file_samples": "samples", "file_padding": "padding"}
-        )
-        .select(*SCHEMA.names, "tokenized")
-        .toArrow()
-    )
 
 
 def check_totals(files: pa.Table, *, groups: Sequence[Group], seq_len: int) -> None:
