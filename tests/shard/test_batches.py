@@ -93,6 +93,7 @@ def test_an_epoch_holds_every_sample_once(make_set: Any) -> None:
     assert same_place < steps / 4
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 @pytest.mark.parametrize("world_size", [2, 4])
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 def test_global_batches_do_not_depend_on_ranks_and_workers(make_set: Any, world_size: int, num_workers: int) -> None:

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tessera.errors import CorruptShard, ShardSetError
+from tessera.shard.read import shards as shards_module
 from tessera.shard.read.batches import Batches, make_order, open_split, sequential
 from tessera.shard.run_manifest import SetInfo, read_run_manifest
 
@@ -55,6 +57,23 @@ def test_damage_anywhere_is_found_by_training(make_set: Any) -> None:
 
     with pytest.raises(CorruptShard):
         list(Batches(shards, order, start=0, stop=shards.num_samples // 8 + 1, batch_size=8))
+
+
+def test_few_files_are_mapped_at_a_time_and_the_batches_are_the_same(
+    make_set: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = make_set()
+    everything = [small.open(), small.open()]
+    order = make_order(everything[0], seed=1, block_shards=4)
+    batches = []
+    for shards, most in zip(everything, (256, 2), strict=True):
+        monkeypatch.setattr(shards_module, "MAX_MAPPED", most)
+        batches.append(list(Batches(shards, order, start=0, stop=shards.num_samples // 8, batch_size=8)))
+        assert len(shards._mapped) == min(most, len(shards.files))
+
+    assert len(everything[0].files) > 4
+    for one, other in zip(*batches, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_run_manifest_says_what_the_set_is(make_set: Any) -> None:

@@ -136,7 +136,7 @@ def test_bytes_depend_on_neither_partitions_nor_home(
     assert record.splits == reference.splits
 
 
-@pytest.mark.parametrize("action", ["raise", "kill"])
+@pytest.mark.parametrize("action", ["raise", pytest.param("kill", marks=pytest.mark.slow)])
 def test_a_task_that_failed_once_leaves_the_same_bytes(
     spark: "SparkSession", written: tuple[Home, ShardRecord], home: Home, tmp_path: Path, action: str
 ) -> None:

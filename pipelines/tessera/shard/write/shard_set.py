@@ -7,8 +7,10 @@ made only when every document, byte and token of the table is accounted for in f
 
 import json
 import re
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,7 @@ from tessera import errors, failpoints, lineage, publish, tables
 from tessera.errors import ShardingFailed, ShardSetError, TesseraError
 from tessera.home import Home
 from tessera.lineage import ShardRecord, SplitTotals, TableVersion, TokenizerRef
+from tessera.progress import Tell, silent
 from tessera.shard import artefact, manifest, tokenizer
 from tessera.shard.run_manifest import SPLITS
 from tessera.shard.settings import ShardSettings
@@ -31,6 +34,7 @@ from tessera.shard.write import cells
 SPANS_STATS_COLUMNS = "doc_id,sha256,split,generation,bucket,piece,file"
 MAX_BUCKETS = 2**16
 TASKS_PER_CORE = 2
+WATCH_SECONDS = 0.5
 SMALL_BYTES = 2**26
 """Text for each core below which a table is spread over all of them before it is tokenized."""
 
@@ -47,8 +51,6 @@ FROM rows
 GROUP BY split, generation, bucket, ordinal, file, buckets, file_bytes, file_sha256, file_samples, file_padding
 """
 """A row a shard file; `tokenized` is what the tokenizer gave for the documents that begin there."""
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,14 @@ def write_shards(
     fingerprint: str,
     home: Home,
     partitions: int | None = None,
-    progress: Progress | None = None,
+    progress: Tell = silent,
 ) -> ShardRecord:
     """Writes and publishes the set `settings.name` from a documents table at its pinned version.
 
     Args:
         fingerprint: see `tessera.shard.stage.fingerprint`.
         partitions: of the input; None leaves it to Spark. The shards do not depend on it.
-        progress: told in words what happens next.
+        progress: told what happens, and how many of Spark's tasks are done.
 
     Raises:
         ShardSetError: a split has no documents.
@@ -85,22 +87,21 @@ def write_shards(
         Conflict: another writer published first.
     """
     began = time.monotonic()
-    tell = progress or (lambda _: None)
     folder = manifest.set_folder(home, name=settings.name)
     publication = publish.begin(manifest.manifest_path(home, name=settings.name), name=f"shards/{settings.name}")
     table = _read(spark, home.resolve(documents.path), version=documents.version)
-    tell("counting documents")
+    progress("counting documents")
     counted = tables.query(home.resolve(documents.path), version=documents.version, sql=COUNT_SQL)
     groups = [Group(**row) for row in counted.to_pylist()]
     _refuse_empty(groups, documents=documents)
-    tell("making the tokenizer")
+    progress("making the tokenizer")
     ref = _tokenizer(table, groups=groups, settings=settings, fingerprint=fingerprint, home=home)
     plan = _plan(groups, folder=folder, tokenizer_folder=home.resolve(ref.path), settings=settings)
-    tell("tokenizing and packing")
     spread = _spread(spark, table, groups=groups, partitions=partitions)
-    spans = _write_spans(spark, spread, plan=plan, home=home, settings=settings, publish_id=publication.publish_id)
+    with _watched(spark, "tokenizing and packing", tell=progress):
+        spans = _write_spans(spark, spread, plan=plan, home=home, settings=settings, publish_id=publication.publish_id)
     files = tables.query(home.resolve(spans.path), version=spans.version, sql=FILES_SQL)
-    tell("checking and publishing")
+    progress("checking and publishing")
     check_totals(files, groups=groups, seq_len=settings.seq_len)
     rows = manifest.sorted_rows(files)
     if missing := manifest.missing_shards(folder, rows):
@@ -224,6 +225,29 @@ def _write_spans(
         raise _from_worker(error) or error from None
     version = _version_of(path, publish_id=publish_id)
     return TableVersion(name=f"{settings.name}/documents", path=home.relative(path), version=version)
+
+
+@contextmanager
+def _watched(spark: SparkSession, text: str, *, tell: Tell) -> Iterator[None]:
+    """Tells twice a second how many tasks of the stages at work are done, while the block runs."""
+    tracker = spark.sparkContext.statusTracker()
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(WATCH_SECONDS):
+            stages = [info for number in tracker.getActiveStageIds() if (info := tracker.getStageInfo(number))]
+            if stages:
+                done = sum(stage.numCompletedTasks for stage in stages)
+                tell(text, done, sum(stage.numTasks for stage in stages))
+
+    tell(text)
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def _from_worker(error: Exception) -> TesseraError | None:
