@@ -51,8 +51,9 @@ def measure(folder: Path, *, seq_len: int, batch_size: int, num_steps: int = 400
     for number, (data, samples) in enumerate(files):
         (folder / f"{number}.mds").write_bytes(data)
         numbers = dict.fromkeys(("generation", "ordinal", "tokens", "text_bytes", "documents", "padding"), 0)
-        rows.append({**numbers, "split": "train", "bucket": number, "file": f"{number}.mds", "buckets": 1,
-                     "num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "samples": samples})  # fmt: skip
+        digest = hashlib.sha256(data).hexdigest()
+        row = {"file": f"{number}.mds", "num_bytes": len(data), "sha256": digest, "samples": samples, "bucket": number}
+        rows.append({**numbers, **row, "split": "train", "buckets": 1})
     info = SetInfo(name="b", version=0, seq_len=seq_len, end_id=END, vocab_size=4096, tokenizer="0" * 64, root="")
     table = pa.Table.from_pylist(rows, schema=SCHEMA).replace_schema_metadata(info.to_metadata())
     write_run_manifest(table, folder / "shards.arrow")
@@ -62,7 +63,8 @@ def measure(folder: Path, *, seq_len: int, batch_size: int, num_steps: int = 400
     _, seconds = timed(lambda: shards.gather(every, np.zeros_like(every)))
     print(f"  verify    {size / seconds / 1e6:.0f} MB/s, once a file and process")
 
-    _, seconds = timed(lambda: [batch_at(shards, order, step=step, batch_size=batch_size) for step in range(num_steps)])
+    batches = (batch_at(shards, order, step=step, batch_size=batch_size) for step in range(num_steps))
+    _, seconds = timed(lambda: sum(1 for _ in batches))
     each = seconds / num_steps / batch_size
     print(f"  batch_at  {1 / each:.0f} samples/s, {seq_len / each / 1e6:.0f} M tokens/s, {1e6 * each:.1f} us a sample")
     _, seconds = timed(lambda: sum(1 for _ in sequential(shards, batch_size=batch_size)))
