@@ -81,8 +81,9 @@ def _facts(by_stage: dict[str, Record]) -> dict[str, str]:
     if isinstance(evaluate, EvaluateRecord):
         before = f" (untrained {train.bits_per_byte_before:.3f})" if isinstance(train, TrainRecord) else ""
         facts["bits per byte"] = f"{evaluate.bits_per_byte:.3f}{before}"
-        facts["baselines"] = ", ".join(f"{name} {value:.3f}" for name, value in evaluate.baselines.items())
-        facts["gate"] = "passed" if evaluate.passed else "; ".join(evaluate.reasons)
+        worst_first = sorted(evaluate.baselines.items(), key=lambda item: -item[1])
+        facts["baselines"] = ", ".join(f"{name} {value:.3f}" for name, value in worst_first)
+        facts["gate"] = "passed" if evaluate.passed else "did not pass:\n" + "\n".join(evaluate.reasons)
     if isinstance(serve, ServeRecord):
         facts["model"] = f"{serve.model} version {serve.version} ({', '.join(serve.aliases)})"
     return facts
