@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -128,7 +129,9 @@ def test_open_table_names_what_is_wrong(home: Home, tmp_path: Path) -> None:
 def test_open_table_at_a_timestamp(home: Home) -> None:
     path = home.tables / "t"
     put(path)
+    time.sleep(0.05)  # commits are dated to the millisecond
     moment = now()
+    time.sleep(0.05)
     put(path)
 
     assert tables.open_table(path, timestamp=moment).version() == 0
