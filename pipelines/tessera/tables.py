@@ -159,7 +159,8 @@ def _load_as_of(table: DeltaTable, timestamp: str, *, path: Path | str) -> None:
     """Loads the newest version that is as old as `timestamp`; delta-rs alone takes the oldest for an earlier one."""
     moment = _moment(timestamp, path=path)
     table.load_as_version(moment)
-    committed = datetime.fromtimestamp(table.history(1)[0]["timestamp"] / 1000, tz=UTC)
+    (stamp,) = [entry["timestamp"] for entry in table.history() if entry["version"] == table.version()]
+    committed = datetime.fromtimestamp(stamp / 1000, tz=UTC)
     if committed > moment:
         raise SourceError(f"{path} begins at {committed.isoformat()}, wanted {timestamp}; give a later moment")
 
