@@ -56,7 +56,7 @@ def open_table(path: Path | str, *, version: int | None = None, timestamp: str |
         raise SourceError(f"{path} has versions 0 to {newest}, wanted {version}; give one of them or leave it out")
     try:
         if timestamp is not None:
-            _load_as_of(table, timestamp, path=path)
+            table.load_as_version(_version_as_of(table, timestamp, path=path))
         elif version is not None and version != newest:
             table.load_as_version(version)
     except (DeltaError, OSError) as error:
@@ -155,14 +155,18 @@ class Ledger:
         return not known
 
 
-def _load_as_of(table: DeltaTable, timestamp: str, *, path: Path | str) -> None:
-    """Loads the newest version that is as old as `timestamp`; delta-rs alone takes the oldest for an earlier one."""
-    moment = _moment(timestamp, path=path)
-    table.load_as_version(moment)
-    (stamp,) = [entry["timestamp"] for entry in table.history() if entry["version"] == table.version()]
-    committed = datetime.fromtimestamp(stamp / 1000, tz=UTC)
-    if committed > moment:
-        raise SourceError(f"{path} begins at {committed.isoformat()}, wanted {timestamp}; give a later moment")
+def _version_as_of(table: DeltaTable, timestamp: str, *, path: Path | str) -> int:
+    """The newest version that is as old as `timestamp`, of a table opened at its newest version.
+
+    delta-rs itself would take the oldest version for any moment before it, and so hide a wrong timestamp.
+    """
+    moment = _moment(timestamp, path=path).timestamp() * 1000
+    history = table.history()
+    versions = [int(entry["version"]) for entry in history if entry["timestamp"] <= moment]
+    if not versions:
+        first = datetime.fromtimestamp(min(entry["timestamp"] for entry in history) / 1000, tz=UTC)
+        raise SourceError(f"{path} begins at {first.isoformat()}, wanted {timestamp}; give a later moment")
+    return max(versions)
 
 
 def _moment(timestamp: str, *, path: Path | str) -> datetime:
