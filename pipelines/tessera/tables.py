@@ -16,7 +16,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from tessera import failpoints, lineage
 from tessera.errors import SourceError
-from tessera.lineage import Record, TableVersion
+from tessera.lineage import Record
 
 LEDGER_SCHEMA = pa.schema(
     [
@@ -65,12 +65,6 @@ def open_table(path: Path | str, *, version: int | None = None, timestamp: str |
             f"{path} at {wanted} is no longer readable ({_first_line(error)}); newest is {newest}"
         ) from None
     return table
-
-
-def pin(path: Path, *, name: str, recorded: str, version: int | None = None) -> TableVersion:
-    """The table at `path` as a record names it, its version resolved now."""
-    table = open_table(path, version=version)
-    return TableVersion(name=name, path=recorded, version=table.version(), table_id=str(table.metadata().id))
 
 
 def read(
