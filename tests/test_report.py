@@ -44,8 +44,8 @@ def test_a_narrow_terminal_loses_nothing() -> None:
 
 
 def test_a_stage_line_says_what_was_found() -> None:
-    assert report.line(RECORDS[2]) == "serve     docs version 7: challenger  (found)"
-    assert report.line(RECORDS[0]).endswith("(1.5 s)")
+    assert report.line(RECORDS[2]) == "serve       found  docs version 7: challenger"
+    assert report.line(RECORDS[0]).startswith("prepare     1.5 s  1,200 documents@3")
 
 
 def test_history_shows_failed_rows_too() -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 PLAIN_SECONDS = 10.0
 """Without a terminal: seconds between two lines of one stage."""
@@ -41,17 +41,18 @@ class Reporter:
             return
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.fields[stage]:<9}"),
+            TextColumn("{task.fields[stage]:<8}"),
             BarColumn(bar_width=20),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
             TextColumn("{task.description}"),
         )
         with Progress(*columns, console=self.console, transient=True) as bars:
-            task = bars.add_task("", total=None, stage=name)
+            task = bars.add_task("", total=None, stage=name, count="")
 
             def tell(text: str, done: float | None = None, total: float | None = None) -> None:
-                bars.update(task, description=text, completed=int(done or 0), total=total and int(total))
+                count = f"{done or 0:,.0f}/{total:,.0f}" if total else ""
+                bars.update(task, description=text, completed=done or 0, total=total, count=count)
 
             yield tell
 

@@ -19,9 +19,9 @@ from tessera.lineage import (
 
 
 def line(record: Record) -> str:
-    """`stage  what came out  seconds`, for the moment a stage ends."""
+    """`stage  seconds  what came out`, for the moment a stage ends."""
     seconds = "found" if record.reused else f"{record.seconds:.1f} s"
-    return f"{record.stage:<9} {outcome(record)}  ({seconds})"
+    return f"{record.stage:<8} {seconds:>8}  {outcome(record)}"
 
 
 def outcome(record: Record) -> str:
