@@ -105,14 +105,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             counted = wanted != IGNORED
             target = wanted.where(counted, 0)[:, None]
             logits_CV = functional.linear(rows, weight).float()
-            log_sum = logits_CV.logsumexp(dim=1)
-            nats = (log_sum - logits_CV.gather(1, target)[:, 0]) * counted
-            total += nats.sum()
+            logits_CV.sub_(logits_CV.amax(dim=1, keepdim=True))
+            chosen = logits_CV.gather(1, target)[:, 0]
+            sums = logits_CV.exp_().sum(dim=1)
+            total += ((sums.log() - chosen) * counted).sum()
             if grad_hidden is None or grad_weight is None:
                 continue
-            slope_CV = logits_CV.sub_(log_sum[:, None]).exp_()
-            slope_CV.scatter_add_(1, target, torch.full_like(target, -1, dtype=slope_CV.dtype))
-            slope_CV.mul_(counted[:, None])
+            slope_CV = logits_CV.mul_((counted / sums)[:, None])
+            slope_CV.scatter_add_(1, target, -counted.to(slope_CV.dtype)[:, None])
             slope = slope_CV.to(weight.dtype)
             grad_hidden[low : low + chunk] = slope @ weight
             grad_weight.addmm_(slope.T.float(), rows.float())

@@ -16,9 +16,9 @@ from tessera.model.settings import ModelSettings
 class OptimizerSettings(Section):
     """Muon for hidden matrices, AdamW for embeddings, the output projection, norms and scalars."""
 
-    matrix_lr: float = Field(0.02, gt=0)
+    matrix_lr: float = Field(0.012, gt=0)
     """Muon's learning rate; an update has spectral norm about 1 x sqrt(max(1, rows / columns)) before it."""
-    embedding_lr: float = Field(0.01, gt=0)
+    embedding_lr: float = Field(0.08, gt=0)
     """AdamW's learning rate for embeddings and the output projection."""
     scalar_lr: float = Field(0.01, gt=0)
     """AdamW's learning rate for gains and biases."""
@@ -26,7 +26,7 @@ class OptimizerSettings(Section):
     """Muon's momentum (Nesterov)."""
     beta1: float = Field(0.9, ge=0, lt=1)
     """AdamW: decay of the mean of gradients."""
-    beta2: float = Field(0.95, ge=0, lt=1)
+    beta2: float = Field(0.99, ge=0, lt=1)
     """AdamW: decay of the mean of their squares."""
     epsilon: float = Field(1e-10, gt=0)
     """AdamW: added to the root of the mean square."""
@@ -78,9 +78,9 @@ class TrainSettings(Section):
     """Everything about a training run except its shards and its tokenizer."""
 
     model: ModelSettings = ModelSettings()
-    steps: int = Field(400, ge=1)
+    steps: int = Field(320, ge=1)
     """Optimizer steps."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(8, ge=1)
     """Sequences of a global batch, over all ranks; a multiple of `ranks`."""
     seed: int = Field(17, ge=0, lt=2**31)
     """Decides the first values of the weights and the order of the samples."""
