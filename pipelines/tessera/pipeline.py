@@ -216,7 +216,9 @@ class Pipeline:
     def mlflow_command(self) -> str:
         """What a person types to look around in MLflow."""
         uri = tracking.shown_uri(self.settings.tracking, home=self.home)
-        return f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else uri
+        command = Path(sys.executable).with_name("mlflow")
+        shown = command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command
+        return f"{shown} ui --backend-store-uri {uri}" if uri.startswith("sqlite") else uri
 
     def summary(self, records: Sequence[Record]) -> dict[str, Any]:
         """The record of a whole run: the keys of all its stages, merged, and their records."""
