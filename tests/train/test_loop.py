@@ -95,7 +95,7 @@ def test_the_gradient_is_the_mean_over_all_tokens_of_the_global_batch(make_job):
 def test_heldout_bits_per_byte_are_those_of_the_whole_split(make_job, set_home):
     job = make_job("a", heldout={"sequences": 10_000})
     found = job.heldout_loss()
-    nats = sum(float(brute_force_nats(job.model, batch)) for batch in sequential(job.heldout, batch_size=7))
+    nats = sum(brute_force_nats(job.model, batch).item() for batch in sequential(job.heldout, batch_size=7))
 
     assert found["heldout_loss"] == pytest.approx(nats / job.heldout.num_tokens, rel=1e-5)
     assert found["heldout_bits_per_byte"] == pytest.approx(nats / math.log(2) / job.heldout.text_bytes, rel=1e-5)
@@ -104,7 +104,7 @@ def test_heldout_bits_per_byte_are_those_of_the_whole_split(make_job, set_home):
 def test_a_heldout_limit_takes_exactly_the_first_sequences(make_job):
     job = make_job("a", heldout={"sequences": 5})
     batch = {name: value[:5] for name, value in next(sequential(job.heldout, batch_size=16)).items()}
-    nats = float(brute_force_nats(job.model, batch))
+    nats = brute_force_nats(job.model, batch).item()
 
     assert job.heldout_loss()["heldout_loss"] == pytest.approx(nats / float((batch["labels"] != -100).sum()), rel=1e-5)
 
@@ -173,7 +173,7 @@ def test_the_final_checkpoint_is_a_model_folder_with_its_tokenizer(make_job, set
     job = make_job("a")
     folder = job.folder.root / result.checkpoint
     model = load(folder)
-    nats = sum(float(brute_force_nats(model, batch)) for batch in sequential(job.heldout, batch_size=7))
+    nats = sum(brute_force_nats(model, batch).item() for batch in sequential(job.heldout, batch_size=7))
 
     assert nats / math.log(2) / job.heldout.text_bytes == pytest.approx(result.bits_per_byte_after, rel=1e-5)
     assert result.weights_sha256 == sha256_file(folder / "model.safetensors")
