@@ -60,7 +60,8 @@ ROWS = make_rows(500)
 
 def write_documents(home: Home, rows: list[dict[str, object]] | None = None) -> TableVersion:
     write_deltalake(home.documents, pa.Table.from_pylist(rows or ROWS, schema=SCHEMA), mode="overwrite")
-    return tables.pin(home.documents, name="documents", recorded="tables/documents")
+    version = tables.open_table(home.documents).version()
+    return TableVersion(name="documents", path="tables/documents", version=version)
 
 
 def shard(spark: "SparkSession", home: Home, documents: TableVersion | None = None, **changes: Any) -> ShardRecord:
