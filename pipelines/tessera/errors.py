@@ -29,10 +29,6 @@ class TokenizerError(UserError):
     """A tokenizer folder is incomplete or unfit."""
 
 
-class TokenizerMismatch(UserError):
-    """Two things that must share a tokenizer do not."""
-
-
 class ShardSetError(UserError):
     """A shard set cannot serve what was asked: absent, too small, of another version than the state names."""
 

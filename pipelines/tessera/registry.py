@@ -167,11 +167,6 @@ def set_alias(uri: str, *, name: str, alias: str, version: int) -> None:
     _client(uri).set_registered_model_alias(check_name(name), alias, str(version))
 
 
-def set_tag(uri: str, *, name: str, version: int, key: str, value: str) -> None:
-    """Sets one tag of a version."""
-    _client(uri).set_model_version_tag(check_name(name), str(version), key, value)
-
-
 @contextmanager
 def tracked_at(uri: str) -> Iterator[None]:
     """Makes `uri` MLflow's process-wide tracking and registry address for a while: some of its calls know no other."""

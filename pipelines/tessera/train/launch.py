@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
@@ -27,6 +27,7 @@ import tessera
 from tessera.errors import TrainingFailed, UserError
 from tessera.home import Home
 from tessera.lineage import ShardRecord, TableVersion, TrainRecord, code_version
+from tessera.progress import Tell
 from tessera.shard.manifest import read_manifest
 from tessera.shard.run_manifest import write_run_manifest
 from tessera.tracking import TrackingSettings
@@ -44,12 +45,6 @@ FIRST_FAILURE = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s*exitcode\s*: (
 """A line of torchrun's summary, whose last entry is the first observed failure."""
 OWN_WORD = ("1", "-15")
 """Exit statuses that explain nothing: a rank that left an error of its own, or that torchrun ended."""
-
-
-class Tell(Protocol):
-    """How far it is, for people: see `tessera.progress`."""
-
-    def __call__(self, text: str, done: float | None = None, total: float | None = None) -> None: ...
 
 
 @dataclass(frozen=True)
