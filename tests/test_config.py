@@ -10,7 +10,7 @@ from pydantic import Field
 
 from tessera.config import EXECUTION, Layer, Section, load, parse_set, read_yaml, resolve_secret
 from tessera.errors import ConfigError
-from tessera.pipeline import Settings, conf_folder, load_settings
+from tessera.settings import Settings, conf_folder, load_settings
 
 GOLDEN = Path(__file__).parent / "golden" / "base.yaml"
 

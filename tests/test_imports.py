@@ -11,8 +11,20 @@ import pytest
 import tessera
 
 ROOT = Path(tessera.__file__).parent
-ROOT_MODULES = {path.stem for path in ROOT.glob("*.py")} - {"pipeline", "cli"}
-RANKS = {"model": 1, "prepare": 1, "shard": 2, "train": 3, "evaluate": 4, "serve": 5, "pipeline": 6, "cli": 7}
+ROOT_MODULES = {path.stem for path in ROOT.glob("*.py")} - {"settings", "results", "stages", "pipeline", "cli"}
+RANKS = {
+    "model": 1,
+    "prepare": 1,
+    "shard": 2,
+    "train": 3,
+    "evaluate": 4,
+    "serve": 5,
+    "settings": 6,
+    "results": 6,
+    "stages": 7,
+    "pipeline": 8,
+    "cli": 9,
+}
 """A room imports itself, rooms of a lower rank and root modules; prepare and shard leave the model alone."""
 
 WALLS = {

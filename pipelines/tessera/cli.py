@@ -176,7 +176,7 @@ def config(
     """Print the resolved configuration, or its JSON schema."""
 
     def work() -> None:
-        from tessera.pipeline import Settings, load_settings
+        from tessera.settings import Settings, load_settings
 
         if schema:
             print(json.dumps(Settings.model_json_schema(), indent=2))
@@ -245,9 +245,11 @@ class _pipeline:
     """A pipeline whose Spark session ends with the block."""
 
     def __init__(self, target: str, assignments: list[str] | None, *, fresh: bool = False) -> None:
-        from tessera.pipeline import Pipeline, load_settings
+        from tessera.settings import load_settings
 
-        settings = load_settings(target, assignments=assignments or ())
+        settings = load_settings(target, assignments=assignments or ())  # its errors come before any heavy import
+        from tessera.pipeline import Pipeline
+
         self.pipeline = Pipeline(settings, home=Home.from_environment(), target=target, fresh=fresh)
 
     def __enter__(self) -> "Pipeline":

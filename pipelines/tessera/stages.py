@@ -1,0 +1,257 @@
+"""The stages of the line: how each recognises its recorded result, and how it makes a new one.
+
+A stage is a `Work`: a fingerprint, a check and a function. Making one needs no JVM, no torch and no MLflow server; only
+a source of the Spark catalog asks for the session. Rooms are imported where they are used, so that a wrong
+configuration is answered at once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from tessera import tracking
+from tessera.home import Home
+from tessera.lineage import (
+    EvaluateRecord,
+    PrepareRecord,
+    Record,
+    SampleRecord,
+    ServeRecord,
+    ShardRecord,
+    TrainRecord,
+)
+from tessera.progress import Tell
+from tessera.results import Results
+from tessera.settings import Settings
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+STAGES = ("sample", "prepare", "shard", "train", "evaluate", "serve")
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+@dataclass(frozen=True)
+class Work(Generic[RecordT]):
+    """A stage that knows its inputs: how to recognise its result, and how to make it."""
+
+    kind: type[RecordT]
+    fingerprint: str
+    holds: Callable[[RecordT], bool]
+    """Whether a recorded result can still be used: it opens, and its files are there."""
+    make: Callable[[Tell], RecordT]
+
+    @property
+    def stage(self) -> str:
+        return str(self.kind.model_fields["stage"].default)
+
+
+class Stages:
+    """Makes the works of one home with one configuration.
+
+    Args:
+        spark: gives the session, started at the first call.
+        start_early: runs a slow start in a thread, beside work that does not need it yet.
+        fresh: train in a new run folder although an unfinished one could be gone on with.
+    """
+
+    def __init__(
+        self, settings: Settings, *, home: Home, results: Results, spark: "Callable[[], SparkSession]",
+        start_early: Callable[[Callable[[], object]], None], fresh: bool,
+    ) -> None:  # fmt: skip
+        self.settings = settings
+        self.home = home
+        self.results = results
+        self.spark = spark
+        self.start_early = start_early
+        self.fresh = fresh
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The stages of a whole run: the sample is written only for a source that reads it."""
+        from tessera.prepare.sample import TABLE
+
+        reads_sample = any(source.table == TABLE for source in self.settings.prepare.sources)
+        return STAGES if reads_sample else STAGES[1:]
+
+    def work(self, stage: str, *, after: Record | None = None) -> Work[Any]:
+        """The work of `stage` on the record `after`, or without it on the newest result of the stage before.
+
+        Raises:
+            UserError: the stage before has no result yet.
+        """
+        match stage:
+            case "sample":
+                return self.sample()
+            case "prepare":
+                return self.prepare()
+            case "shard":
+                return self.shard(self._before(PrepareRecord, after))
+            case "train":
+                return self.train(self._before(ShardRecord, after))
+            case "evaluate":
+                return self.evaluate(self._before(TrainRecord, after))
+        return self.serve(self._before(EvaluateRecord, after))
+
+    def _before(self, kind: type[RecordT], record: Record | None) -> RecordT:
+        return record if isinstance(record, kind) else self.results.newest(kind, set_name=self.settings.shard.name)
+
+    def sample(self) -> Work[SampleRecord]:
+        from tessera.prepare import sample
+
+        def make(tell: Tell) -> SampleRecord:
+            return sample.write_sample(settings, home=self.home, progress=lambda n, total: tell("files", n, total))
+
+        settings = self.settings.sample
+        return Work(
+            kind=SampleRecord,
+            fingerprint=sample.fingerprint(settings),
+            holds=lambda record: sample.verify(record, home=self.home),
+            make=make,
+        )
+
+    def prepare(self) -> Work[PrepareRecord]:
+        from tessera.prepare import sources, stage
+
+        settings = self.settings.prepare
+        resolved = [sources.resolve(source, home=self.home, spark=self.spark) for source in settings.sources]
+        earlier = self.results.tables_read()
+        for source in resolved:
+            sources.check_not_rolled_back(source, earlier=earlier)
+        fingerprint = stage.fingerprint(resolved, settings=settings)
+
+        def make(tell: Tell) -> PrepareRecord:
+            from tessera.prepare.documents import write_documents
+
+            tell("starting Spark")
+            return write_documents(
+                self.spark(),
+                sources=resolved,
+                settings=settings,
+                fingerprint=fingerprint,
+                home=self.home,
+                partitions=self.settings.spark.partitions,
+                tell=tell,
+            )
+
+        return Work(
+            kind=PrepareRecord,
+            fingerprint=fingerprint,
+            holds=lambda record: stage.verify(record, sources=resolved, home=self.home),
+            make=make,
+        )
+
+    def shard(self, documents: PrepareRecord) -> Work[ShardRecord]:
+        from tessera.shard import stage
+
+        settings = self.settings.shard
+        fingerprint = stage.fingerprint(documents, settings=settings, home=self.home)
+
+        def make(tell: Tell) -> ShardRecord:
+            from tessera.shard.write.shard_set import write_shards
+
+            tell("starting Spark")
+            return write_shards(
+                self.spark(),
+                documents=documents.table,
+                settings=settings,
+                fingerprint=fingerprint,
+                home=self.home,
+                partitions=self.settings.spark.partitions,
+                progress=tell,
+            )
+
+        return Work(
+            kind=ShardRecord,
+            fingerprint=fingerprint,
+            holds=lambda record: stage.verify(record, home=self.home),
+            make=make,
+        )
+
+    def train(self, shards: ShardRecord) -> Work[TrainRecord]:
+        from tessera.train import run
+
+        settings, block_shards = self.settings.train, self.settings.shard.block_shards
+        fingerprint = run.fingerprint(settings, shards=shards, block_shards=block_shards)
+
+        def make(tell: Tell) -> TrainRecord:
+            self.start_early(lambda: tracking.prepare_store(self.settings.tracking, home=self.home))
+            from tessera.train.launch import Lineage, train
+
+            tell("starting Spark")
+            return train(
+                self.spark(),
+                shards=shards,
+                settings=settings,
+                block_shards=block_shards,
+                fingerprint=fingerprint,
+                home=self.home,
+                tracking=self.settings.tracking,
+                lineage=Lineage(
+                    config=self.settings.model_dump(mode="json"), sources=self.results.prepare_of(shards).inputs
+                ),
+                fresh=self.fresh,
+                tell=tell,
+            )
+
+        return Work(
+            kind=TrainRecord,
+            fingerprint=fingerprint,
+            holds=lambda record: run.verify(record, home=self.home),
+            make=make,
+        )
+
+    def evaluate(self, train: TrainRecord) -> Work[EvaluateRecord]:
+        from tessera.evaluate import stage
+
+        settings = self.settings.evaluate
+        shard = self.results.shard_of(train)
+        prepare = self.results.prepare_of(shard)
+
+        def make(tell: Tell) -> EvaluateRecord:
+            tell("loading the model")
+            from tessera.evaluate.scoring import evaluate
+
+            return evaluate(
+                self.home,
+                train=train,
+                shard=shard,
+                prepare=prepare,
+                settings=settings,
+                tracking=self.settings.tracking,
+                tell=tell,
+            )
+
+        return Work(
+            kind=EvaluateRecord,
+            fingerprint=stage.fingerprint(train, shard=shard, prepare=prepare, settings=settings),
+            holds=lambda record: stage.verify(record, home=self.home),
+            make=make,
+        )
+
+    def serve(self, evaluate: EvaluateRecord) -> Work[ServeRecord]:
+        from tessera.serve import stage
+
+        settings = self.settings.serve
+        uri = tracking.tracking_uri(self.settings.tracking, home=self.home)
+
+        def make(tell: Tell) -> ServeRecord:
+            from tessera.serve.register import register
+
+            train = self.results.train_of(evaluate)
+            return register(
+                self.home,
+                train=train,
+                evaluate=evaluate,
+                prepare=self.results.prepare_of(self.results.shard_of(train)),
+                settings=settings,
+                tracking_uri=uri,
+                tell=tell,
+            )
+
+        return Work(
+            kind=ServeRecord,
+            fingerprint=stage.fingerprint(evaluate, settings=settings),
+            holds=lambda record: stage.verify(record, home=self.home, tracking_uri=uri),
+            make=make,
+        )
