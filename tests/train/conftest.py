@@ -21,7 +21,6 @@ from tessera.shard import tokenizer
 from tessera.shard.format import mds
 from tessera.shard.pack import pack
 from tessera.shard.run_manifest import SCHEMA, SetInfo, write_run_manifest
-from tessera.train import worker
 from tessera.train.job import Job, open_job
 from tessera.train.ranks import Ranks
 from tessera.train.run import RunFolder, RunSpec, launcher_lock, to_json
@@ -35,6 +34,7 @@ TINY: dict[str, Any] = {
     "heldout": {"sequences": 20},
 }  # fmt: skip
 
+WORKER = "tessera.train.worker"
 WRAPPER = ["-m", "pyspark.ml.torch.torch_run_process_wrapper", "--standalone", "--nnodes=1"]
 """The command of TorchDistributor in local mode."""
 
@@ -128,19 +128,19 @@ def make_job(make_run: MakeRun) -> MakeJob:
     return make
 
 
-def rank_command(folder: RunFolder, *, ranks: int) -> tuple[list[str], dict[str, str]]:
+def rank_command(folder: RunFolder, *, ranks: int, restarts: int = 0) -> tuple[list[str], dict[str, str]]:
     """What TorchDistributor executes, and the environment that `launch` gives it."""
-    environment = {
-        "TESSERA_ATTEMPT": str(folder.read_attempt()), "PYTHONSAFEPATH": "1", "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    command = [sys.executable, *WRAPPER, f"--nproc_per_node={ranks}", worker.__file__, str(folder.root)]
+    environment = {"PYTHONSAFEPATH": "1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable, *WRAPPER, f"--nproc_per_node={ranks}", f"--max_restarts={restarts}", "-m", WORKER,
+        str(folder.root), str(folder.read_attempt()),
+    ]  # fmt: skip
     return command, {**os.environ, **environment}
 
 
-def run_ranks(folder: RunFolder, *, ranks: int, fail: str = "") -> None:
+def run_ranks(folder: RunFolder, *, ranks: int, restarts: int = 0, fail: str = "") -> None:
     """Runs ranks to their end, this process being their launcher; `fail` is a failpoint."""
-    command, environment = rank_command(folder, ranks=ranks)
+    command, environment = rank_command(folder, ranks=ranks, restarts=restarts)
     with launcher_lock(folder), folder.log.open("w") as log:
         subprocess.run(command, env={**environment, "TESSERA_FAIL": fail}, stdout=log, stderr=log, timeout=200)
 

@@ -5,7 +5,7 @@ import pytest
 from tessera.errors import ConfigError, Conflict, ModelError, TrainingFailed
 from tessera.home import Home
 from tessera.lineage import ShardRecord, TableVersion, TokenizerRef, TrainRecord
-from tessera.train import launch
+from tessera.train import failure
 from tessera.train import run as runs
 from tessera.train.loop import train
 from tessera.train.metrics import Tail, Writer, cut_back
@@ -94,9 +94,10 @@ def test_a_recorded_run_holds_while_its_files_have_their_sizes(make_job):
     assert not runs.verify(record, home=home)
 
 
-def leave(folder, rank, kind, message, *, at=1.0, exit_status=1):
+def leave(folder, rank, kind, message, *, at=1.0, exit_status=1, restart=0):
     folder.errors.mkdir(exist_ok=True)
-    entry = {"rank": rank, "attempt": 1, "time": at, "type": kind, "message": message, "exit_status": exit_status,
+    entry = {"rank": rank, "attempt": 1, "time": at, "type": kind, "message": message,
+             "exit_status": exit_status, "verdict": False, "restart": restart,
              "trace": ["train/loop.py:12"]}  # fmt: skip
     (folder.errors / f"rank-{rank}.json").write_text(json.dumps(entry))
 
@@ -122,28 +123,42 @@ Root Cause (first observed failure):
 
 def test_a_failure_names_the_rank_that_failed_and_why(tmp_path):
     folder = RunFolder(tmp_path)
-    assert "no rank left a record" in str(launch.explain_failure(folder))
+    assert "no rank left a record" in failure.find(folder).said
 
     leave(folder, 0, "RuntimeError", PEER)
-    assert f"the ranks lost each other: rank 0: {PEER}" in str(launch.explain_failure(folder))
+    assert failure.find(folder).said == f"the ranks lost each other: rank 0: {PEER}"
 
-    folder.log.write_text(SUMMARY)
-    assert "rank 1 was killed by signal 9" in str(launch.explain_failure(folder))
+    folder.log.write_text("E1125 failed (exitcode: -9) local_rank: 0 (pid: 12) of binary: python")
+    assert "a rank was killed by signal 9" in failure.find(folder).said
+    folder.log.write_text(SUMMARY + "\n" + SUMMARY.replace("-9", "1"))  # two machines report
+    assert "rank 1 was killed by signal 9" in failure.find(folder).said
 
     leave(folder, 1, "TrainingFailed", "step 5: the loss is nan", at=2.0)
-    failure = launch.explain_failure(folder)
-    assert isinstance(failure, TrainingFailed)
-    assert "rank 1 failed: TrainingFailed: step 5: the loss is nan" in str(failure)
+    found = failure.find(folder)
+    assert found.said == "rank 1 failed: TrainingFailed: step 5: the loss is nan"
+    assert isinstance(found.error(folder), TrainingFailed)
+    assert "run the command again" in str(found.error(folder))
 
     leave(folder, 1, "KeyError", "", at=2.0)
-    assert "rank 1 failed: KeyError:  at train/loop.py:12" in str(launch.explain_failure(folder))
+    assert failure.find(folder).said == "rank 1 failed: KeyError:  at train/loop.py:12"
+
+
+def test_only_the_words_of_the_start_that_is_asked_for_count(tmp_path):
+    folder = RunFolder(tmp_path)
+    leave(folder, 0, "MemoryError", "out of memory", restart=0)
+    leave(folder, 1, "KeyError", "", restart=1)
+    folder.starts.write_text('{"attempt": 1, "restart": 0}\n{"attempt": 1, "restart": 1}\n')
+
+    assert "rank 1 failed: KeyError" in failure.find(folder).said
+    assert "rank 0 failed: MemoryError" in failure.find(folder, start=(1, 0)).said
 
 
 def test_what_the_user_can_mend_is_told_as_such(tmp_path):
-    leave(RunFolder(tmp_path), 0, "ModelError", "the vocabulary differs", exit_status=ConfigError.exit_status)
-    failure = launch.explain_failure(RunFolder(tmp_path))
+    folder = RunFolder(tmp_path)
+    leave(folder, 0, "ModelError", "the vocabulary differs", exit_status=ConfigError.exit_status)
+    error = failure.find(folder).error(folder)
 
-    assert (failure.exit_status, str(failure)) == (2, "the vocabulary differs")
+    assert (error.exit_status, str(error), failure.find(folder).verdict) == (2, "the vocabulary differs", True)
 
 
 def test_a_tail_gives_each_line_once_also_when_the_file_is_cut_back(tmp_path):

@@ -9,12 +9,13 @@ import time
 
 import psutil
 import pytest
-from tests.train.conftest import metric_lines, rank_command, run_ranks
+from tests.train.conftest import WORKER, metric_lines, rank_command, run_ranks
 
 from tessera.errors import ConfigError
-from tessera.train import worker
-from tessera.train.launch import explain_failure
+from tessera.train import failure, surroundings, worker
 from tessera.train.loop import train
+from tessera.train.run import RunFolder
+from tessera.train.settings import TrainSettings
 
 distributed = pytest.mark.distributed
 
@@ -30,7 +31,7 @@ def test_two_ranks_killed_anywhere_end_as_undisturbed_and_read_what_one_rank_rea
     assert {path.name: (path / "record.json").exists() for path in killed.checkpoints.iterdir()} == {
         "step-00000002": True, "step-00000004": False
     }  # fmt: skip
-    assert "rank 0 was killed by signal 9" in str(explain_failure(killed))
+    assert "rank 0 was killed by signal 9" in failure.find(killed).said
     make_run("killed")  # the next attempt
     run_ranks(killed, ranks=2, fail="train.after_step:raise:99")
 
@@ -69,8 +70,8 @@ def test_two_seconds_after_the_launcher_was_killed_no_rank_is_alive(make_run, mo
     folder = make_run("a", steps=100_000, checkpoint={"every_steps": None, "every_seconds": None})
     command, environment = rank_command(folder, ranks=2)
     launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, str(folder.root), *command], env=environment)
-    while True:  # torchrun and both ranks name the script
-        ranks = [one for one in processes_of(folder) if worker.__file__ in one.cmdline() and "-u" in one.cmdline()]
+    while True:  # torchrun and both ranks name the module
+        ranks = [one for one in processes_of(folder) if WORKER in one.cmdline() and "-u" in one.cmdline()]
         training = folder.metrics.exists() and folder.metrics.read_text().count("\n") > 3
         if len(ranks) == 2 and (moment == "importing" or training):
             break
@@ -101,6 +102,7 @@ def watched(folder, *, attempt):
 
 
 def test_a_rank_ends_without_a_launcher_and_under_another_one(tmp_path):
+    (tmp_path / "run.json").write_text('{"settings": {"placement": "local"}}')
     (tmp_path / "attempt").write_text("7\n")
     with (tmp_path / "launcher.lock").open("a") as lock:
         process, _ = watched(tmp_path, attempt=7)
@@ -119,6 +121,46 @@ def test_a_rank_ends_without_a_launcher_and_under_another_one(tmp_path):
         process, word = watched(tmp_path, attempt=8)
         assert word == "watched"
     assert process.wait(2) == worker.LOST  # the lock was released
+
+
+def test_a_rank_on_a_cluster_ends_when_the_heartbeat_stops_and_under_another_attempt(tmp_path):
+    (tmp_path / "run.json").write_text('{"settings": {"placement": "cluster", "beat_seconds": 1.5}}')
+    (tmp_path / "attempt").write_text("1\n")
+    folder, settings = RunFolder(tmp_path), TrainSettings(placement="cluster", beat_seconds=1.5)
+    with surroundings.heartbeat(folder, settings=settings):
+        process, word = watched(tmp_path, attempt=1)
+        time.sleep(3)
+        assert (process.poll(), word) == (None, "watched")
+    assert process.wait(3) == worker.LOST
+
+    with surroundings.heartbeat(folder, settings=settings):
+        process, _ = watched(tmp_path, attempt=1)
+        (tmp_path / "attempt").write_text("2\n")
+        assert process.wait(2) == worker.LOST
+
+
+@distributed
+def test_torchrun_starts_killed_ranks_again_and_the_weights_are_the_same(make_run, tmp_path):
+    whole = make_run("whole")
+    run_ranks(whole, ranks=2)
+    killed = make_run("killed")
+    run_ranks(killed, ranks=2, restarts=1, fail=f"train.after_step:kill:5:{tmp_path / 'once'}")
+
+    assert killed.read_starts() == [(1, 0), (1, 1)]
+    assert killed.read_result().weights_sha256 == whole.read_result().weights_sha256
+    assert metric_lines(killed) == metric_lines(whole)
+    assert "was killed by signal 9" in failure.find(killed, start=(1, 0)).said
+
+
+@distributed
+def test_a_verdict_of_our_own_is_not_tried_again(make_run):
+    folder = make_run("a", optimizer={"matrix_lr": 1e30, "embedding_lr": 1e30})
+    run_ranks(folder, ranks=2, restarts=2)
+    found = failure.find(folder)
+
+    assert folder.read_starts() == [(1, 0)]
+    assert found.verdict
+    assert "the loss is" in found.said
 
 
 def raised(error):
@@ -151,4 +193,5 @@ def test_an_error_report_names_type_and_line_and_holds_no_data(tmp_path, monkeyp
     assert SECRET not in text
     assert (entry["type"], entry["message"], entry["attempt"]) == (type(error).__name__, message, 3)
     assert entry["trace"][-1].startswith("tests/train/test_worker.py:")
+    assert entry["verdict"] == isinstance(error, ConfigError)
     assert entry["exit_status"] == (2 if isinstance(error, ConfigError) else 1)

@@ -1,50 +1,49 @@
-"""Starts the ranks and looks after them: lock, attempt, TorchDistributor, metrics, and the verdict.
+"""Starts the ranks and looks after them: lock, heartbeat, attempts, TorchDistributor, metrics, and the verdict.
 
-Whether training succeeded is decided by the run's record.json, which rank 0 writes last, not by what TorchDistributor
-returns or raises. Starting costs about 10 s on two cores: torchrun imports torch, then each rank does, and the model.
+Ranks run beside the driver or, with `train.placement: cluster`, as one barrier stage on the executors; the run folder,
+which all of them see, is the same protocol in both. Whether training succeeded is decided by the run's record.json,
+which rank 0 writes last, not by what TorchDistributor returns or raises. Ranks that fail are started again, at most
+`train.max_restarts` times: in place by torchrun, and by a new attempt of ours where a machine is gone.
+
+Starting costs about 10 s on two cores: torchrun imports torch, then each rank does, and the model; a barrier stage adds
+two.
 """
 
 import contextlib
-import io
-import json
 import logging
-import os
-import re
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TextIO
 
+from pyspark.ml.torch import distributor as spark_torch
 from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 
 import tessera
-from tessera.errors import TrainingFailed, UserError
+from tessera.errors import ConfigError
 from tessera.home import Home
 from tessera.lineage import ShardRecord, TableVersion, TrainRecord, code_version
 from tessera.progress import Tell
 from tessera.shard.manifest import read_manifest
 from tessera.shard.run_manifest import write_run_manifest
 from tessera.tracking import TrackingSettings
+from tessera.train import failure
 from tessera.train import run as runs
 from tessera.train.metrics import Tail
-from tessera.train.run import ATTEMPT_VARIABLE, RunFolder, RunResult, RunSpec
+from tessera.train.run import RunFolder, RunResult, RunSpec
 from tessera.train.settings import TrainSettings
 from tessera.train.ship import Shipper
+from tessera.train.surroundings import LogServer, beside, heartbeat
 
-WORKER = Path(__file__).with_name("worker.py")
+WORKER = "tessera.train.worker"
 POLL_SECONDS = 0.5
-SECONDARY = ("connection", "gloo", "nccl", "peer", "timed out", "sockets")
-"""Words in the error of a rank that only lost another."""
-FIRST_FAILURE = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s*exitcode\s*: (-?\d+)")
-"""A line of torchrun's summary, whose last entry is the first observed failure."""
-OWN_WORD = ("1", "-15")
-"""Exit statuses that explain nothing: a rank that left an error of its own, or that torchrun ended."""
+SLOT_SECONDS = 5.0
+"""How long executors that are still registering are waited for."""
+GPUS_OF_TASK = "spark.task.resource.gpu.amount"
 
 
 @dataclass(frozen=True)
@@ -64,16 +63,19 @@ def train(
     """Trains a model on a shard set, or goes on with the unfinished run of the same fingerprint.
 
     Args:
-        spark: an active session, which TorchDistributor asks for; no Spark job is run in local mode.
+        spark: an active session, which TorchDistributor asks for; no Spark job is run beside the driver.
         block_shards: see `shard.block_shards`.
         fingerprint: of `train.run.fingerprint`.
         fresh: start anew, in another folder.
 
     Raises:
         Conflict: another process trains this run now.
-        TrainingFailed: the ranks ended without finishing; names the rank and what it said.
+        ConfigError: the cluster has fewer slots than ranks, or no GPUs though they are asked for.
+        TrainingFailed: the ranks ended without finishing, once too often; names the rank and what it said.
     """
     began = time.monotonic()
+    if settings.placement == "cluster":
+        settings = on_cluster(spark, settings=settings)
     folder = runs.choose_folder(home, fingerprint=fingerprint, set_name=shards.name, fresh=fresh)
     folder.root.mkdir(parents=True, exist_ok=True)
     with runs.launcher_lock(folder):
@@ -89,7 +91,7 @@ def train(
         shipper.start()
         status = "KILLED"
         try:
-            result = folder.read_result() or _run_ranks(folder, spec=spec, attempt=attempt, tell=tell)
+            result = folder.read_result() or _until_finished(spark, folder, spec=spec, attempt=attempt, tell=tell)
             status = "FINISHED"
         except Exception:
             status = "FAILED"
@@ -108,10 +110,15 @@ def begin_attempt(folder: RunFolder, *, spec: RunSpec, shards: ShardRecord, home
     finished = folder.read_result()
     if finished is not None and not runs.is_complete(folder.root / finished.checkpoint):
         folder.record.unlink()  # its last checkpoint is gone: the run is not finished any more
-    shutil.rmtree(folder.errors, ignore_errors=True)
     folder.checkpoints.mkdir(exist_ok=True)
     write_run_manifest(read_manifest(home, shards.name, shards.manifest.version), folder.manifest)
     runs.write_durable(folder.spec, runs.to_json(spec.model_dump(mode="json")))
+    return next_attempt(folder)
+
+
+def next_attempt(folder: RunFolder) -> int:
+    """Takes the folder from ranks of earlier attempts, wherever they may still run."""
+    shutil.rmtree(folder.errors, ignore_errors=True)
     attempt = folder.read_attempt() + 1
     runs.write_durable(folder.attempt, f"{attempt}\n")
     return attempt
@@ -133,86 +140,120 @@ def tags_of(
     }
 
 
-def _run_ranks(folder: RunFolder, *, spec: RunSpec, attempt: int, tell: Tell) -> RunResult:
-    """Runs all ranks to their end.
+def on_cluster(spark: SparkSession, *, settings: TrainSettings) -> TrainSettings:
+    """The settings with the threads that Spark gives a task, after a look at whether the cluster can hold the ranks.
+
+    Without it Spark would try a barrier stage that does not fit again and again, for ten minutes.
 
     Raises:
-        TrainingFailed: no record was written.
+        ConfigError: too few slots, or GPUs are asked for and Spark was given none to schedule.
+    """
+    gpus = int(spark.conf.get(GPUS_OF_TASK, "0") or 0)
+    if settings.device == "cuda" and not gpus:
+        raise ConfigError(
+            f"train.device is cuda, but {GPUS_OF_TASK} is not set; set it and spark.executor.resource.gpu.amount "
+            "in spark.conf, or set train.device=auto"
+        )
+    wanted = settings.ranks // max(gpus, 1)
+    found = _slots(spark, wanted=wanted)
+    if found is not None and found < wanted:
+        raise ConfigError(
+            f"train.ranks {settings.ranks} takes {wanted} tasks at once, the cluster has slots for {found}; "
+            f"start more workers, or set train.ranks={max(found, 1) * max(gpus, 1)}"
+        )
+    threads = settings.threads or int(spark.conf.get("spark.task.cpus", "1") or 1)
+    return settings.model_copy(update={"threads": threads})
+
+
+def _slots(spark: SparkSession, *, wanted: int) -> int | None:
+    """Tasks that the cluster can run at once; None where the session cannot say (Spark Connect)."""
+    try:
+        context = spark.sparkContext._jsc.sc()
+    except Exception:
+        return None
+    profile = context.resourceProfileManager().defaultResourceProfile()
+    deadline = time.monotonic() + SLOT_SECONDS
+    while (found := int(context.maxNumConcurrentTasks(profile))) < wanted and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return found
+
+
+def _until_finished(spark: SparkSession, folder: RunFolder, *, spec: RunSpec, attempt: int, tell: Tell) -> RunResult:
+    """Runs the ranks, again after failures that another start may survive.
+
+    Raises:
+        TrainingFailed: no restart is left, or the failure is a verdict.
         UserError: a rank said so of what the user gave.
     """
-    tell(f"starting {spec.settings.ranks} ranks")
+    left = spec.settings.max_restarts
+    while True:
+        _run_ranks(spark, folder, spec=spec, attempt=attempt, restarts=left, tell=tell)
+        if (result := folder.read_result()) is not None:
+            return result
+        failed = failure.find(folder)
+        left -= max(1, sum(began == attempt for began, _ in folder.read_starts()))
+        if left < 0 or failed.verdict:
+            raise failed.error(folder)
+        attempt = next_attempt(folder)
+        tell(f"{failed.said}: a new attempt, {left} restarts left")
+
+
+def _run_ranks(
+    spark: SparkSession, folder: RunFolder, *, spec: RunSpec, attempt: int, restarts: int, tell: Tell
+) -> None:
+    """Runs all ranks to their end, however it comes; torchrun starts them again at most `restarts` times."""
+    settings = spec.settings
+    cluster = settings.placement == "cluster"
+    tell(f"starting {settings.ranks} ranks{' on the cluster' if cluster else ''}")
+    gpus = cluster and settings.device != "cpu" and int(spark.conf.get(GPUS_OF_TASK, "0") or 0) > 0
+    with _told(folder, spec=spec, tell=tell), folder.log.open("w", encoding="utf-8") as log:
+        # Beside the driver, use_gpu would ask for GPUs that Spark owns; there ranks choose their device by themselves.
+        distributor = TorchDistributor(num_processes=settings.ranks, local_mode=not cluster, use_gpu=gpus)
+        distributor.logger.setLevel(logging.WARNING)
+        # What stands where a script is expected goes to torchrun as it is: the package is found by name, not by path.
+        command = (f"--max_restarts={restarts}", "-m", WORKER, str(folder.root), str(attempt))
+        try:
+            with _on_executors(folder, settings=settings, log=log) if cluster else beside(settings, log=log):
+                distributor.run(*command)
+        except Exception as error:  # whatever Spark or torchrun say of it; the ranks' own words are in errors/
+            log.write(f"{type(error).__name__}: {error}\n")
+
+
+@contextlib.contextmanager
+def _on_executors(folder: RunFolder, *, settings: TrainSettings, log: TextIO) -> Iterator[None]:
+    """A heartbeat for the ranks, and TorchDistributor's log server replaced by ours, while the block runs."""
+    original = spark_torch.LogStreamingServer
+    spark_torch.LogStreamingServer = lambda: LogServer(log)
+    try:
+        with heartbeat(folder, settings=settings):
+            yield
+    finally:
+        spark_torch.LogStreamingServer = original
+
+
+@contextlib.contextmanager
+def _told(folder: RunFolder, *, spec: RunSpec, tell: Tell) -> Iterator[None]:
+    """Tells of each new step, of what the ranks note and of each restart, while the block runs."""
     done = threading.Event()
     watcher = threading.Thread(target=_watch, args=(folder, spec, tell, done), name="progress", daemon=True)
     watcher.start()
     try:
-        with _environment(spec.settings, attempt=attempt), folder.log.open("w", encoding="utf-8") as log:
-            distributor = TorchDistributor(num_processes=spec.settings.ranks, local_mode=True, use_gpu=False)
-            distributor.logger.setLevel(logging.WARNING)
-            # use_gpu would ask for GPUs that Spark owns; ranks choose their device by themselves.
-            with contextlib.redirect_stdout(_Lines(log)):
-                distributor.run(str(WORKER), str(folder.root))
-    except RuntimeError:
-        pass  # a generic one, with torchrun's last lines; the ranks' own words are in errors/
+        yield
     finally:
         done.set()
         watcher.join()
-    result = folder.read_result()
-    if result is None:
-        raise explain_failure(folder)
-    return result
-
-
-def explain_failure(folder: RunFolder) -> Exception:
-    """What the ranks left behind, as one error: the first that was not merely the loss of another rank."""
-    said = []
-    for path in sorted(folder.errors.glob("rank-*.json")):
-        with contextlib.suppress(ValueError, OSError):
-            said.append(json.loads(path.read_text(encoding="utf-8")))
-    said.sort(key=lambda entry: entry["time"])
-    causes = [entry for entry in said if not _is_secondary(entry)]
-    where = f"run {folder.root.name}"
-    again = f"run the command again to go on from the last checkpoint; {folder.log.name} in the run folder says more"
-    if causes:
-        first = causes[0]
-        if first["exit_status"] == UserError.exit_status:
-            return UserError(first["message"])
-        trace = f" at {first['trace'][-1]}" if first["trace"] and not first["message"] else ""
-        return TrainingFailed(
-            f"{where}: rank {first['rank']} failed: {first['type']}: {first['message']}{trace}; {again}"
-        )
-    if (dead := _first_dead(folder.log)) is not None:
-        rank, status = dead
-        how = f"killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        return TrainingFailed(f"{where}: rank {rank} was {how}, perhaps for want of memory, and left no word; {again}")
-    if said:
-        return TrainingFailed(
-            f"{where}: the ranks lost each other: rank {said[0]['rank']}: {said[0]['message']}; {again}"
-        )
-    return TrainingFailed(f"{where}: no rank left a record or an error, they never started or all were killed; {again}")
-
-
-def _first_dead(log: Path) -> tuple[int, int] | None:
-    """Rank and exit status of the first rank that failed without an error of its own, as torchrun reports it last."""
-    try:
-        reported = FIRST_FAILURE.findall(log.read_text(encoding="utf-8", errors="replace"))
-    except OSError:
-        return None
-    return (int(reported[-1][0]), int(reported[-1][1])) if reported and reported[-1][1] not in OWN_WORD else None
-
-
-def _is_secondary(entry: Mapping[str, Any]) -> bool:
-    """Whether this rank failed because another did."""
-    own = entry["type"] in ("RuntimeError", "DistBackendError", "DistNetworkError")
-    return own and any(word in entry["message"].lower() for word in SECONDARY)
 
 
 def _watch(folder: RunFolder, spec: RunSpec, tell: Tell, done: threading.Event) -> None:
-    """Tells of each new step, and of what the ranks note, until `done`."""
-    lines, notices = Tail(folder.metrics), Tail(folder.notices)
-    earlier = [*notices.read(), *lines.read()]
-    del earlier  # of earlier attempts
+    lines, notices, starts = Tail(folder.metrics), Tail(folder.notices), Tail(folder.starts)
+    for tail in (lines, notices, starts):
+        list(tail.read())  # of earlier attempts
     while True:
         last = done.wait(POLL_SECONDS)
+        for start in starts.read():
+            if start["restart"]:
+                failed = failure.find(folder, start=(start["attempt"], start["restart"] - 1))
+                tell(f"{failed.said}: started again, restart {start['restart']}")
         for entry in notices.read():
             tell(entry["notice"])
         newest: dict[str, Any] = next(reversed(list(lines.read())), {})
@@ -221,47 +262,6 @@ def _watch(folder: RunFolder, spec: RunSpec, tell: Tell, done: threading.Event) 
             tell(f"loss {newest['loss']:.3f}, {speed}", newest["step"], spec.settings.steps)
         if last:
             return
-
-
-@contextlib.contextmanager
-def _environment(settings: TrainSettings, *, attempt: int) -> Iterator[None]:
-    """What ranks inherit, while they are started: TorchDistributor passes this process's environment on."""
-    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // settings.ranks)
-    package = str(Path(tessera.__file__).parents[1])
-    added = {
-        ATTEMPT_VARIABLE: str(attempt),
-        "PYTHONSAFEPATH": "1",  # the worker's own folder holds names such as `run`, which must not shadow others
-        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
-        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
-        "OMP_NUM_THREADS": str(threads),
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-    }
-    before = {key: os.environ.get(key) for key in added}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
-
-
-class _Lines(io.TextIOBase):
-    """Takes what TorchDistributor prints in this thread into the run's log; other threads print as before."""
-
-    def __init__(self, log: TextIO) -> None:
-        self._log = log
-        self._beside = sys.stdout
-        self._thread = threading.get_ident()
-
-    def write(self, text: str) -> int:
-        if threading.get_ident() != self._thread:
-            return self._beside.write(text)
-        self._log.write(text)
-        self._log.flush()
-        return len(text)
 
 
 def _record(

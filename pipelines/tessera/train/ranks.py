@@ -4,7 +4,11 @@ Collectives are few and small: a step sums one buffer of gradients and two numbe
 not overlap with the backward pass, which a model of a few million parameters does not need.
 """
 
+import contextlib
+import fcntl
 import os
+import socket
+import struct
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -14,6 +18,9 @@ from torch import Tensor, nn
 
 from tessera.errors import SetupError
 from tessera.train.settings import TrainSettings
+
+GET_ADDRESS = 0x8915
+"""SIOCGIFADDR of Linux: the address of an interface."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +68,34 @@ def join(settings: TrainSettings) -> Ranks:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world > 1:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=settings.timeout_seconds))
+        if interface := interface_towards(os.environ["MASTER_ADDR"]):
+            for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+                os.environ.setdefault(variable, interface)
+        backend, timeout = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=settings.timeout_seconds)
+        store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=timeout))
+        # Torchrun keeps one store over its restarts: without a prefix, ranks find addresses of those that died.
+        store = dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     return Ranks(rank=rank, world=world, device=device, threads=threads)
+
+
+def interface_towards(address: str) -> str | None:
+    """The name of this machine's network interface from which `address` is reached; None where it cannot be told.
+
+    Left to itself gloo may take an interface that the other machines do not see. Nothing is sent.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, 9))
+            own = socket.inet_aton(probe.getsockname()[0])
+        except OSError:
+            return None
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):
+                asked = fcntl.ioctl(probe, GET_ADDRESS, struct.pack("256s", name.encode()[:15]))
+                if asked[20:24] == own:
+                    return name
+    return None
 
 
 def leave(ranks: Ranks) -> None:

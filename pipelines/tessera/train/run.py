@@ -27,7 +27,6 @@ from tessera.train.settings import TrainSettings
 SEMANTICS = 1
 """Raised when the same inputs and settings give other weights."""
 FORMAT = 1
-ATTEMPT_VARIABLE = "TESSERA_ATTEMPT"
 RECORD = "record.json"
 LOCK_SECONDS = 2.0
 
@@ -91,6 +90,16 @@ class RunFolder:
         return self.root / "launcher.lock"
 
     @property
+    def beat(self) -> Path:
+        """Changes for as long as the launcher lives; ranks on a cluster watch it."""
+        return self.root / "launcher.beat"
+
+    @property
+    def starts(self) -> Path:
+        """A line each time the ranks were started."""
+        return self.root / "starts.jsonl"
+
+    @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
 
@@ -138,6 +147,14 @@ class RunFolder:
             return int(self.attempt.read_text())
         except (OSError, ValueError):
             return 0
+
+    def read_starts(self) -> list[tuple[int, int]]:
+        """(attempt, restart within it) of each start of the ranks, oldest first."""
+        try:
+            lines = [json.loads(line) for line in self.starts.read_text(encoding="utf-8").splitlines()]
+        except OSError:
+            return []
+        return [(line["attempt"], line["restart"]) for line in lines]
 
     def check_attempt(self, attempt: int) -> None:
         """Raises Superseded when a newer attempt owns the folder."""

@@ -86,8 +86,15 @@ class TrainSettings(Section):
     """Decides the first values of the weights and the order of the samples."""
     ranks: int = Field(2, ge=1, json_schema_extra=EXECUTION)
     """Processes that train together, one a GPU, or sharing out the cores."""
+    placement: Literal["local", "cluster"] = Field("local", json_schema_extra=EXECUTION)
+    """Where the ranks run: beside the driver, or on the cluster's executors, which must see the home at its path."""
+    max_restarts: int = Field(0, ge=0, json_schema_extra=EXECUTION)
+    """How often ranks that failed are started again, from the newest checkpoint, before the run is given up."""
+    beat_seconds: float = Field(2.0, gt=0, json_schema_extra=EXECUTION)
+    """On a cluster, a rank that has not seen its launcher's heartbeat file change for so long ends. Raise it where the
+    shared storage shows changes late."""
     threads: int | None = Field(None, ge=1, json_schema_extra=EXECUTION)
-    """Threads of a rank; null shares out the machine's cores."""
+    """Threads of a rank; null shares out the machine's cores, or on a cluster takes what Spark gives a task."""
     micro_batch: int | None = Field(None, ge=1, json_schema_extra=EXECUTION)
     """Sequences that a rank computes at once; null takes its whole part of the batch."""
     device: Literal["auto", "cpu", "cuda"] = Field("auto", json_schema_extra=EXECUTION)

@@ -1,9 +1,11 @@
-"""What a rank runs: `python -m tessera.train.worker RUN_FOLDER`, under torchrun.
+"""What a rank runs: `python -m tessera.train.worker RUN_FOLDER [ATTEMPT]`, under torchrun.
 
-It dies with its launcher. The launcher holds an exclusive lock on `launcher.lock`, which the system takes from it
-however it ends; a rank that gets a shared lock on that file, or finds a newer attempt's number, has lost its launcher
-and ends at once. Unlike parent ids and process ids this survives torchrun's own sessions, zombies and reuse of ids.
-It is watched from the first line on, while torch is still being imported, so nothing heavy is imported at the top.
+It dies with its launcher. Beside the driver, the launcher holds an exclusive lock on `launcher.lock`, which the system
+takes from it however it ends; a rank that gets a shared lock on that file has lost its launcher and ends at once. On a
+cluster, where locks do not reach, the launcher writes `launcher.beat`; a rank that has not seen it change for
+`train.beat_seconds` ends. In both, a newer attempt's number ends it too. Unlike parent ids and process ids this
+survives torchrun's own sessions, zombies and reuse of ids. It is watched from the first line on, while torch is still
+being imported, so nothing heavy is imported at the top.
 
 Nothing is printed. What went wrong is left in errors/rank-N.json: type, message, file and line; never a value.
 """
@@ -15,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 POLL_SECONDS = 0.5
@@ -26,8 +29,11 @@ FAILED = 1
 def main() -> None:
     """Runs one rank; leaves with 0 when its part is done, with FAILED or LOST else."""
     folder = Path(sys.argv[1]).absolute()
-    attempt = int(os.environ.get("TESSERA_ATTEMPT") or (folder / "attempt").read_text())
+    attempt = int(sys.argv[2] if len(sys.argv) > 2 else (folder / "attempt").read_text())
     watch_launcher(folder, attempt=attempt)
+    if decided(folder, attempt=attempt):
+        os._exit(FAILED)
+    note_start(folder, attempt=attempt)
     try:
         run(folder, attempt=attempt)
     except BaseException as error:
@@ -50,16 +56,12 @@ def run(folder: Path, *, attempt: int) -> None:
 
 
 def watch_launcher(folder: Path, *, attempt: int) -> None:
-    """Ends this process within POLL_SECONDS of its launcher's end; checks once before it returns."""
-    lock = (folder / "launcher.lock").open("rb")
+    """Ends this process within moments of its launcher's end; checks once before it returns."""
+    alive = _launcher_sign(folder)
 
     def check() -> None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if (folder / "attempt").read_text().strip() == str(attempt):
-                return
-        os._exit(LOST)
+        if not alive() or (folder / "attempt").read_text().strip() != str(attempt):
+            os._exit(LOST)
 
     def watch() -> None:
         while True:
@@ -73,17 +75,72 @@ def watch_launcher(folder: Path, *, attempt: int) -> None:
     threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
 
 
+def _launcher_sign(folder: Path) -> Callable[[], bool]:
+    """What tells whether the launcher lives: its lock, or on a cluster its heartbeat."""
+    settings = json.loads((folder / "run.json").read_text(encoding="utf-8"))["settings"]
+    if settings.get("placement") == "cluster":
+        return _beats(folder / "launcher.beat", seconds=settings["beat_seconds"])
+    return _is_locked(folder / "launcher.lock")
+
+
+def _is_locked(path: Path) -> Callable[[], bool]:
+    lock = path.open("rb")
+
+    def locked() -> bool:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+    return locked
+
+
+def _beats(path: Path, *, seconds: float) -> Callable[[], bool]:
+    """Whether the file has changed within `seconds` of this machine's own clock."""
+    last, seen = path.read_bytes(), time.monotonic()
+
+    def beating() -> bool:
+        nonlocal last, seen
+        now = path.read_bytes()
+        if now != last:
+            last, seen = now, time.monotonic()
+        return time.monotonic() - seen < seconds
+
+    return beating
+
+
+def decided(folder: Path, *, attempt: int) -> bool:
+    """Whether a rank of this attempt ended in an error of our own, which starting again would only repeat."""
+    for path in (folder / "errors").glob("rank-*.json"):
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        if entry["attempt"] == attempt and entry["verdict"]:
+            return True
+    return False
+
+
+def note_start(folder: Path, *, attempt: int) -> None:
+    """Rank 0 notes that the ranks were started, for the launcher, who counts restarts."""
+    if os.environ.get("RANK", "0") == "0":
+        with (folder / "starts.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"attempt": attempt, "restart": _restart(), "time": time.time()}) + "\n")
+
+
 def report(error: BaseException, *, folder: Path, attempt: int) -> None:
     """Writes errors/rank-N.json: what the launcher tells the user."""
+    from tessera.errors import TesseraError
+
     rank = int(os.environ.get("RANK", "0"))
     frames = traceback.extract_tb(error.__traceback__)
     entry = {
         "rank": rank,
         "attempt": attempt,
+        "restart": _restart(),
         "time": time.time(),
         "type": type(error).__name__,
         "message": safe_message(error),
         "exit_status": getattr(error, "exit_status", FAILED),
+        "verdict": isinstance(error, TesseraError),
         "trace": [f"{_short(frame.filename)}:{frame.lineno}" for frame in frames],
     }
     path = folder / "errors" / f"rank-{rank}.json"
@@ -106,6 +163,11 @@ def safe_message(error: BaseException) -> str:
     if isinstance(error, RuntimeError):  # torch's own: shapes, indices, addresses of peers
         return next(iter(str(error).splitlines()), "")[:200]
     return ""
+
+
+def _restart() -> int:
+    """How often torchrun has started the ranks of this attempt again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def _short(filename: str) -> str:
