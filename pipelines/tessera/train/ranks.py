@@ -15,6 +15,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from tessera.errors import SetupError
 from tessera.train.settings import TrainSettings
@@ -72,9 +73,10 @@ def join(settings: TrainSettings) -> Ranks:
             for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
                 os.environ.setdefault(variable, interface)
         backend, timeout = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=settings.timeout_seconds)
-        store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=timeout))
+        store, _, _ = next(rendezvous("env://", rank, world, timeout=timeout))
         # Torchrun keeps one store over its restarts: without a prefix, ranks find addresses of those that died.
-        store = dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"restart-{restart}", store)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     return Ranks(rank=rank, world=world, device=device, threads=threads)
 
