@@ -67,6 +67,8 @@ DEV = [
     "uv>=0.9,<1",  # installs the lock
 ]
 
+ROOMS = ("sample", "prepare", "shard", "train", "evaluate", "serve", "score", "explore", "line")
+
 setup(
     name="tessera",
     version="0.1.0",
@@ -77,9 +79,11 @@ setup(
     python_requires=">=3.11,<3.13",
     package_dir={"": "pipelines"},
     packages=find_packages("pipelines"),
-    package_data={"tessera": ["py.typed"]},
+    package_data={"tessera": ["py.typed", "explore/*.js", "explore/*.css"]},
     data_files=[("share/tessera/conf", [str(path) for path in sorted(Path("conf").glob("*.yaml"))])],
     install_requires=BASE,
     extras_require={**EXTRAS, "dev": DEV},
-    entry_points={"console_scripts": ["tessera = tessera.cli:main"]},
+    entry_points={
+        "console_scripts": ["tessera = tessera.cli:main", *[f"tessera-{room} = tessera.jobs:{room}" for room in ROOMS]]
+    },
 )

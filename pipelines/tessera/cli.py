@@ -4,25 +4,32 @@ Records go to stdout (with `--json` as one line, the last); progress, tables' fr
 status: 0 done, 2 the user's input is wrong, 1 anything else. Nothing heavy is imported before it is needed.
 """
 
+import dataclasses
 import json
 import os
 import sys
-import traceback
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from tessera import __version__
-from tessera.errors import TesseraError
+from tessera.command import (
+    Assignments,
+    DryRun,
+    Fresh,
+    Json,
+    Target,
+    Traceback,
+    as_yaml,
+    guarded,
+    opened,
+    plain,
+    print_completion,
+    print_plan,
+    print_record,
+)
 from tessera.home import Home
-
-if TYPE_CHECKING:
-    from tessera.lineage import Record
-    from tessera.pipeline import Pipeline
 
 app = typer.Typer(
     help="Train, improve, monitor and serve open language models on your own Delta tables.",
@@ -32,23 +39,15 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Target = Annotated[str, typer.Option(help="local, dev, staging or prod: the overlay in conf/.")]
-Assignments = Annotated[
-    list[str] | None, typer.Option("--set", help="section.key=value, a YAML value; may be given again.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and what would run.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the record as the last line of stdout.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Run although a recorded result holds.")]
-Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error arose.")]
 Port = Annotated[int | None, typer.Option(help="Answer HTTP on this loopback port; 0 takes a free one.")]
 Prompt = Annotated[str | None, typer.Option(help="What to ask the model, instead of serve.prompt.")]
 
 HELP = {
-    "sample": "Write the sample table: documentation of the installed Python packages.",
+    "sample": "Write the sample table: the docs of installed Python packages.",
     "prepare": "Delta tables to governed documents.",
     "shard": "Documents to packed token shards.",
     "train": "Shards to a trained checkpoint.",
-    "evaluate": "Score the checkpoint on held-out documents and decide at the gate.",
+    "evaluate": "Score the checkpoint on held-out text, decide at the gate.",
 }
 
 
@@ -78,13 +77,13 @@ def _stage_command(stage: str) -> None:
         traceback: Traceback = False,
     ) -> None:
         def work() -> None:
-            with _pipeline(target, assignments, fresh=fresh) as pipeline:
+            with opened(target, assignments, fresh=fresh) as pipeline:
                 if dry_run:
-                    _print_plan(pipeline, as_json=as_json)
+                    print_plan(pipeline, as_json=as_json)
                     return
-                _print_record(pipeline.do(stage), as_json=as_json)
+                print_record(pipeline.do(stage), as_json=as_json)
 
-        _guarded(work, show=traceback)
+        guarded(work, show=traceback)
 
     app.command(stage, help=HELP[stage])(command)
 
@@ -104,21 +103,24 @@ def serve(
     fresh: Fresh = False,
     traceback: Traceback = False,
 ) -> None:
-    """Register the model, move its aliases and print one completion; with --port answer HTTP."""
+    """Register the model and ask it once.
+
+    Its aliases move; with --port it answers HTTP until it is stopped.
+    """
 
     def work() -> None:
-        with _pipeline(target, assignments, fresh=fresh) as pipeline:
+        with opened(target, assignments, fresh=fresh) as pipeline:
             if dry_run:
-                _print_plan(pipeline, as_json=as_json)
+                print_plan(pipeline, as_json=as_json)
                 return
             record = pipeline.do("serve")
             if port is not None or pipeline.settings.serve.port is not None:
                 pipeline.listen(record, port=port)
                 return
-            _print_completion(pipeline, record, prompt=prompt, as_json=as_json)
-            _print_record(record, as_json=as_json)
+            print_completion(pipeline, record, prompt=prompt, as_json=as_json)
+            print_record(record, as_json=as_json)
 
-    _guarded(work, show=traceback)
+    guarded(work, show=traceback)
 
 
 @app.command()
@@ -130,23 +132,23 @@ def run(
     fresh: Fresh = False,
     traceback: Traceback = False,
 ) -> None:
-    """The whole line: sample, prepare, shard, train, evaluate, serve."""
+    """The whole line, from the table to a model that answers."""
 
     def work() -> None:
-        with _pipeline(target, assignments, fresh=fresh) as pipeline:
+        with opened(target, assignments, fresh=fresh) as pipeline:
             if dry_run:
-                _print_plan(pipeline, as_json=as_json)
+                print_plan(pipeline, as_json=as_json)
                 return
             from tessera import report
 
             records = pipeline.run()
-            _print_completion(pipeline, records[-1], prompt=None, as_json=as_json)
+            print_completion(pipeline, records[-1], prompt=None, as_json=as_json)
             out = Console(file=sys.stderr if as_json else sys.stdout, highlight=False)
             out.print(report.table(records, mlflow_command=pipeline.mlflow_command()))
             if as_json:
                 print(json.dumps(pipeline.summary(records), sort_keys=True), flush=True)
 
-    _guarded(work, show=traceback)
+    guarded(work, show=traceback)
 
 
 @app.command()
@@ -154,7 +156,7 @@ def history(target: Target = "local", as_json: Json = False, traceback: Tracebac
     """The ledger: every stage run, what went in and what came out."""
 
     def work() -> None:
-        with _pipeline(target, None) as pipeline:
+        with opened(target, None) as pipeline:
             rows = pipeline.history()
             if as_json:
                 print(json.dumps(rows, sort_keys=True), flush=True)
@@ -163,7 +165,80 @@ def history(target: Target = "local", as_json: Json = False, traceback: Tracebac
 
             Console(highlight=False).print(report.history(rows))
 
-    _guarded(work, show=traceback)
+    guarded(work, show=traceback)
+
+
+@app.command()
+def explore(
+    target: Target = "local", assignments: Assignments = None, as_json: Json = False, traceback: Traceback = False
+) -> None:
+    """Write the map of all runs: quality against time.
+
+    One page that needs no network, kept in MLflow too.
+    """
+
+    def work() -> None:
+        with opened(target, assignments) as pipeline:
+            made = pipeline.explore()
+            if as_json:
+                shown = {"stage": "explore", "path": str(made.path), "runs": made.num_runs, "front": made.num_front}
+                print(json.dumps({**shown, "left_out": made.num_left_out, "run_id": made.run_id}, sort_keys=True))
+                return
+            print(made.path)
+            for line in made.lines():
+                print(line)
+
+    guarded(work, show=traceback)
+
+
+@app.command()
+def status(
+    target: Target = "local", assignments: Assignments = None, as_json: Json = False, traceback: Traceback = False
+) -> None:
+    """What is stale against the sources, what runs, what failed."""
+
+    def work() -> None:
+        with opened(target, assignments) as pipeline:
+            found = pipeline.status()
+            if as_json:
+                print(json.dumps(dataclasses.asdict(found), sort_keys=True, default=plain), flush=True)
+                return
+            from tessera import report
+
+            Console(highlight=False).print(report.status(found))
+
+    guarded(work, show=traceback)
+
+
+@app.command()
+def gc(
+    target: Target = "local",
+    delete: Annotated[bool, typer.Option("--delete", help="Remove what is listed; without it nothing is.")] = False,
+    older_than: Annotated[float, typer.Option(min=0, help="Hours; what is younger is left alone.")] = 24.0,
+    as_json: Json = False,
+    traceback: Traceback = False,
+) -> None:
+    """List what nothing needs; with --delete remove it.
+
+    Shard files that no version names, old checkpoints, caches, spill: each with its size.
+    """
+
+    def work() -> None:
+        from tessera import garbage
+
+        with opened(target, None) as pipeline:
+            found = pipeline.garbage(older_than_hours=older_than)
+            if delete:
+                garbage.remove(found)
+            if as_json:
+                listed = [{**dataclasses.asdict(one), "path": pipeline.home.relative(one.path)} for one in found]
+                print(json.dumps({"deleted": delete, "garbage": listed}, sort_keys=True), flush=True)
+                return
+            from tessera import report
+
+            Console(highlight=False).print(report.garbage(found, home=pipeline.home, deleted=delete))
+
+    guarded(work, show=traceback)
 
 
 @app.command()
@@ -181,14 +256,14 @@ def config(
         if schema:
             print(json.dumps(Settings.model_json_schema(), indent=2))
         else:
-            print(_yaml(load_settings(target, assignments=assignments or ())))
+            print(as_yaml(load_settings(target, assignments=assignments or ())))
 
-    _guarded(work, show=traceback)
+    guarded(work, show=traceback)
 
 
 @app.command()
 def doctor(traceback: Traceback = False) -> None:
-    """Check Java, jars, versions, offline flags, disk, cores and GPUs: ok, or what to do."""
+    """Check Java, jars, versions, disk, GPUs: ok, or what to do."""
 
     def work() -> None:
         from tessera import doctor as checks
@@ -199,12 +274,15 @@ def doctor(traceback: Traceback = False) -> None:
         if not all(finding.ok for finding in findings):
             raise typer.Exit(1)
 
-    _guarded(work, show=traceback)
+    guarded(work, show=traceback)
 
 
 @app.command()
 def jars(traceback: Traceback = False) -> None:
-    """Fetch the Delta jars, once; no later start of Spark asks the network."""
+    """Fetch the Delta jars, once.
+
+    No later start of Spark asks the network.
+    """
 
     def work() -> None:
         from tessera import spark
@@ -212,79 +290,7 @@ def jars(traceback: Traceback = False) -> None:
         for file in spark.fetch_jars():
             print(file)
 
-    _guarded(work, show=traceback)
-
-
-def _guarded(work: Callable[[], None], *, show: bool) -> None:
-    """Runs a command; an error becomes one line on stderr and an exit status."""
-    try:
-        work()
-    except typer.Exit:
-        raise
-    except TesseraError as error:
-        _complain(str(error), show=show)
-        raise typer.Exit(error.exit_status) from None
-    except KeyboardInterrupt:
-        _complain("interrupted; run the command again to go on", show=False)
-        raise typer.Exit(130) from None
-    except Exception as error:
-        # A foreign message may hold row text: name the kind and the place only.
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{Path(frame.filename).name}:{frame.lineno}"
-        _complain(f"unexpected {type(error).__name__} at {place}; --traceback shows the rest", show=show)
-        raise typer.Exit(1) from None
-
-
-def _complain(message: str, *, show: bool) -> None:
-    if show:
-        traceback.print_exc()
-    print("tessera: " + " ".join(message.split()), file=sys.stderr, flush=True)
-
-
-class _pipeline:
-    """A pipeline whose Spark session ends with the block."""
-
-    def __init__(self, target: str, assignments: list[str] | None, *, fresh: bool = False) -> None:
-        from tessera.settings import load_settings
-
-        settings = load_settings(target, assignments=assignments or ())  # its errors come before any heavy import
-        from tessera.pipeline import Pipeline
-
-        self.pipeline = Pipeline(settings, home=Home.from_environment(), target=target, fresh=fresh)
-
-    def __enter__(self) -> "Pipeline":
-        return self.pipeline
-
-    def __exit__(self, *exception: object) -> None:
-        self.pipeline.close()
-
-
-def _print_plan(pipeline: "Pipeline", *, as_json: bool) -> None:
-    plan = pipeline.plan()
-    if as_json:
-        resolved = pipeline.settings.model_dump(mode="json")
-        print(json.dumps({"stage": "plan", "plan": plan, "config": resolved}, sort_keys=True), flush=True)
-        return
-    print(_yaml(pipeline.settings))
-    for stage, action in plan.items():
-        print(f"# {stage}: {action}")
-
-
-def _print_record(record: "Record", *, as_json: bool) -> None:
-    if as_json:
-        print(record.to_json(), flush=True)
-
-
-def _print_completion(pipeline: "Pipeline", record: "Record", *, prompt: str | None, as_json: bool) -> None:
-    asked, text = pipeline.complete(record, prompt=prompt)
-    out = Console(file=sys.stderr if as_json else sys.stdout, highlight=False)
-    out.print(Text.assemble("\n", (asked, "dim"), text), soft_wrap=True)
-
-
-def _yaml(settings: Any) -> str:
-    import yaml
-
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True).rstrip()
+    guarded(work, show=traceback)
 
 
 if __name__ == "__main__":

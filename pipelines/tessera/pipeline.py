@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tessera import report, spark, tracking
+from tessera.errors import TesseraError
+from tessera.garbage import Garbage
 from tessera.home import Home
 from tessera.lineage import Record, ServeRecord, sha256_json
 from tessera.progress import Reporter
@@ -24,7 +26,9 @@ from tessera.stages import Stages, Work
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+    from tessera.explore.stage import MapResult
     from tessera.serve.engine import Engine
+    from tessera.status import Status
 
 
 class Pipeline:
@@ -83,7 +87,10 @@ class Pipeline:
         return record
 
     def plan(self) -> dict[str, str]:
-        """What `run` would do, stage by stage: `reuse` or `run`; nothing is started or written."""
+        """What `run` would do, stage by stage: `reuse` or `run`. Nothing is written.
+
+        Spark is asked only for a source of its catalog.
+        """
         actions: dict[str, str] = {}
         record: Record | None = None
         for stage in self.stages.names:
@@ -154,6 +161,38 @@ class Pipeline:
         self._repair()
         return self.results.ledger.rows()
 
+    def explore(self) -> "MapResult":
+        """Writes the map of all training runs, quality against cost, and keeps it in MLflow.
+
+        Raises:
+            TrackingError: MLflow cannot be used now.
+        """
+        from tessera.explore.stage import write_map
+
+        with self.reporter.stage("explore") as tell:
+            return write_map(self.home, tracking=self.settings.tracking, settings=self.settings.explore, tell=tell)
+
+    def status(self) -> "Status":
+        """What is stale against the newest source versions, what runs, and what failed last."""
+        from tessera import status
+
+        self._repair()
+        return status.examine(self.home, settings=self.settings, results=self.results)
+
+    def garbage(self, *, older_than_hours: float = 24.0) -> list[Garbage]:
+        """What lies in the home and is needed by nothing: shard files, checkpoints, caches, spill."""
+        from tessera import garbage
+        from tessera.shard.garbage import garbage as of_shards
+        from tessera.shard.read.petastorm.garbage import garbage as of_petastorm
+        from tessera.train.garbage import garbage as of_runs
+
+        before = time.time() - older_than_hours * 3600
+        return [
+            found
+            for search in (of_shards, of_runs, of_petastorm, garbage.spill)
+            for found in search(self.home, before=before)
+        ]
+
     def _repair(self) -> None:
         """Makes the ledger whole after a kill, once."""
         if not self._repaired:
@@ -171,9 +210,11 @@ class Pipeline:
         try:
             with self.reporter.stage(work.stage) as tell:
                 record: Record = work.make(tell)
-        except Exception:
+        except Exception as error:
+            said = str(error) if isinstance(error, TesseraError) else type(error).__name__  # others may hold row text
+            seconds = round(time.monotonic() - began, 3)
+            failed = Record(stage=work.stage, fingerprint=work.fingerprint, seconds=seconds, error=said)
             with suppress(Exception):
-                failed = Record(stage=work.stage, fingerprint=work.fingerprint, seconds=time.monotonic() - began)
                 self.results.ledger.append(failed, status="failed")
             raise
         record = record.model_copy(update={"seconds": round(time.monotonic() - began, 3)})

@@ -8,6 +8,7 @@ from pathlib import Path
 from tessera.config import Layer, Section, load, parse_set, read_yaml
 from tessera.errors import ConfigError
 from tessera.evaluate.settings import EvaluateSettings
+from tessera.explore.settings import ExploreSettings
 from tessera.prepare.settings import PrepareSettings, SampleSettings
 from tessera.serve.settings import ServeSettings
 from tessera.shard.settings import ShardSettings
@@ -27,6 +28,7 @@ class Settings(Section):
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     serve: ServeSettings = ServeSettings()
+    explore: ExploreSettings = ExploreSettings()
     spark: SparkSettings = SparkSettings()
     tracking: TrackingSettings = TrackingSettings()
 
@@ -52,7 +54,8 @@ def conf_folder() -> Path:
     named = os.environ.get("TESSERA_CONF")
     if named:
         return Path(named)
-    places = (Path("conf"), Path(__file__).parents[2] / "conf", Path(sys.prefix) / "share" / "tessera" / "conf")
+    prefixes = (Path(sys.prefix), *Path(__file__).parents[1:5])  # the last: pip --target, or a prefix of its own
+    places = (Path("conf"), Path(__file__).parents[2] / "conf", *(prefix / "share/tessera/conf" for prefix in prefixes))
     for place in places:
         if (place / "base.yaml").is_file():
             return place

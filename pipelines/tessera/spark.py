@@ -13,20 +13,23 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import Field
 
 from tessera.config import EXECUTION, Section, resolve_secret
-from tessera.errors import SetupError
+from tessera.errors import ConfigError, SetupError
 from tessera.home import Home
 from tessera.lineage import sha256_file
 
 if TYPE_CHECKING:
+    from pyspark import SparkContext
     from pyspark.sql import SparkSession
+
+T = TypeVar("T")
 
 JARS = {
     "io.delta:delta-spark_4.2_2.13:4.4.0": "27d4fd8b1f879535c573ed1c718177d6a27f24d3e626ba02e216369725721ead",
@@ -45,12 +48,21 @@ TRUST_PASSWORD = "public-certificates"  # Java asks for one; the store holds no 
 JVM_LOG = "jvm.log"
 """In the spill folder of the home: what the JVM prints, of this session only."""
 
+PLATFORM_VARIABLES = ("PYSPARK_GATEWAY_PORT", "SPARK_REMOTE", "SPARK_CONF_DIR", "SPARK_HOME")
+"""One of them is set where a platform, spark-submit or an installation says which master there is."""
+QUERY_LOGGERS = ("SQLQueryContextLogger", "DataFrameQueryContextLogger")
+"""Loggers by which pyspark itself prints a failed query, with the values of rows in it, to stderr."""
+
+_started: "SparkContext | None" = None
+"""The context that was started here. A platform's own is never stopped."""
+
 
 class SparkSettings(Section):
     """How Spark is started; none of it may change an output, so none of it enters a fingerprint."""
 
     master: str | None = Field("local[*]", json_schema_extra=EXECUTION)
-    """Null leaves it to the platform (spark-submit, a job's own session)."""
+    """`local[N]`, or `spark://HOST:PORT` of a cluster that sees the home at its path and has Tessera installed; null
+    leaves it to the platform (spark-submit, a job's own session)."""
     partitions: int | None = Field(None, ge=1, json_schema_extra=EXECUTION)
     """Partitions of the input; null leaves it to Spark."""
     driver_memory: str = Field("3g", pattern=r"^\d+[mg]$", json_schema_extra=EXECUTION)
@@ -60,22 +72,24 @@ class SparkSettings(Section):
 
 
 def session(settings: SparkSettings, *, home: Home) -> "SparkSession":
-    """The active Spark session, or a new one with Delta.
+    """The session that exists, as it is, whichever thread made it; else a new one with Delta.
 
     Raises:
         SetupError: no fitting Java, or the Delta jars are absent.
+        ConfigError: `spark.master` is null, and there is no platform to leave it to.
     """
     from pyspark.sql import SparkSession
 
-    active = SparkSession.getActiveSession()
-    if active is not None:
-        return active
-    builder = SparkSession.builder.appName("tessera")
+    _silence_queries()
+    existing = _existing_session()
+    if existing is not None:
+        return existing
     if settings.master is None:
-        return builder.config(map=_resolved(settings.conf)).getOrCreate()
-    conf = {**_local_conf(settings, home=home), **_resolved(settings.conf)}
-    _start_jvm(conf, log=home.spill / JVM_LOG)
-    return builder.master(settings.master).config(map=conf).getOrCreate()
+        _check_platform(settings)
+        return _start(SparkSession.builder.config(map=_resolved(settings.conf)).getOrCreate)
+    conf = {**_conf(settings, home=home), **_resolved(settings.conf)}
+    _start_jvm(conf, log=home.spill / JVM_LOG, loopback=_on_loopback(settings.master))
+    return _start(SparkSession.builder.appName("tessera").master(settings.master).config(map=conf).getOrCreate)
 
 
 def start_early(settings: SparkSettings, *, home: Home) -> None:
@@ -87,25 +101,65 @@ def start_early(settings: SparkSettings, *, home: Home) -> None:
 
     if settings.master is None or SparkContext._active_spark_context is not None:
         return
-    conf = {**_local_conf(settings, home=home), **_resolved(settings.conf)}
+    conf = {**_conf(settings, home=home), **_resolved(settings.conf)}
     with suppress(Exception):
-        _start_jvm(conf, log=home.spill / JVM_LOG)
-        SparkContext.getOrCreate(
-            SparkConf().setMaster(settings.master).setAppName("tessera").setAll(list(conf.items()))
-        )
+        _start_jvm(conf, log=home.spill / JVM_LOG, loopback=_on_loopback(settings.master))
+        asked = SparkConf().setMaster(settings.master).setAppName("tessera").setAll(list(conf.items()))
+        _start(lambda: SparkContext.getOrCreate(asked))
 
 
 def stop() -> None:
-    """Stops the session that `session` made, if one runs."""
-    if "pyspark" in sys.modules:
-        from pyspark.sql import SparkSession
+    """Stops what `session` or `start_early` started and nothing else: a platform's session lives on."""
+    global _started
+    started, _started = _started, None
+    if started is None:
+        return
+    from pyspark import SparkContext
 
-        active = SparkSession.getActiveSession()
-        if active is not None:
-            active.stop()
+    if started is SparkContext._active_spark_context:
+        (_existing_session() or started).stop()
 
 
-def _start_jvm(conf: dict[str, str], *, log: Path) -> None:
+def _check_platform(settings: SparkSettings) -> None:
+    named = {"spark.master", "spark.remote"} & set(settings.conf)
+    if not named and not any(os.environ.get(variable) for variable in PLATFORM_VARIABLES):
+        raise ConfigError(
+            "spark.master is null, which leaves Spark to the platform, but there is no session, spark-submit or "
+            "SPARK_HOME here; run it there, or give a master: --set 'spark.master=local[*]'"
+        )
+
+
+def _silence_queries() -> None:
+    from pyspark.logger import PySparkLogger
+
+    for name in QUERY_LOGGERS:
+        PySparkLogger.getLogger(name).disabled = True
+
+
+def _start(make: Callable[[], T]) -> T:
+    """Calls `make`, and notes the context that it starts, if there was none before."""
+    global _started
+    from pyspark import SparkContext
+
+    before = SparkContext._active_spark_context
+    made = make()
+    if before is None:
+        _started = SparkContext._active_spark_context
+    return made
+
+
+def _existing_session() -> "SparkSession | None":
+    """The session of this thread, or of the whole process."""
+    from pyspark.errors import PySparkRuntimeError
+    from pyspark.sql import SparkSession
+
+    try:
+        return SparkSession.active()
+    except PySparkRuntimeError:
+        return None
+
+
+def _start_jvm(conf: dict[str, str], *, log: Path, loopback: bool) -> None:
     """Starts the JVM that the session will use, its chatter in `log` instead of the terminal."""
     from pyspark import SparkConf, SparkContext
     from pyspark.errors import PySparkRuntimeError
@@ -113,7 +167,7 @@ def _start_jvm(conf: dict[str, str], *, log: Path) -> None:
 
     if SparkContext._gateway is not None:
         return
-    _prepare_environment()
+    _prepare_environment(loopback=loopback)
     with log.open("wb") as file:
         try:
             gateway = launch_gateway(SparkConf().setAll(list(conf.items())), popen_kwargs={"stderr": file})
@@ -223,26 +277,42 @@ def _resolved(conf: Mapping[str, str]) -> dict[str, str]:
     return {key: resolve_secret(value) for key, value in conf.items()}
 
 
-def _prepare_environment() -> None:
-    """What a local JVM and its Python workers read from the environment."""
+def _prepare_environment(*, loopback: bool = True) -> None:
+    """What a JVM of ours and its Python workers read from the environment."""
     os.environ["JAVA_HOME"] = str(find_java())
     os.environ["PYSPARK_PYTHON"] = sys.executable
     os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
-    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    if loopback:
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     package_root = str(Path(__file__).parents[1])
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if package_root not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, *paths]))
 
 
-def _local_conf(settings: SparkSettings, *, home: Home) -> dict[str, str]:
-    """Defaults for one machine: few partitions, no user interface, spill inside the home, loopback only."""
+def _on_loopback(master: str) -> bool:
+    """Whether driver and executors are all on this machine."""
+    return master.startswith(("local", "spark://127.0.0.1:", "spark://localhost:"))
+
+
+def _conf(settings: SparkSettings, *, home: Home) -> dict[str, str]:
+    """Delta and quiet for any master; for one machine also few partitions, spill inside the home, loopback only."""
     home.spill.mkdir(parents=True, exist_ok=True)
-    return {
+    conf = {
         "spark.jars": ",".join(str(file) for file in jar_files()),
         "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
         "spark.driver.memory": settings.driver_memory,
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "2000",
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.warehouse.dir": str(home.spill / "warehouse"),
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.log.level": "ERROR",
+    }
+    if settings.master is None or not _on_loopback(settings.master):
+        return conf
+    return conf | {
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.driver.extraJavaOptions": f"{JVM_OPTIONS} -Dderby.system.home={home.spill}",
@@ -251,13 +321,7 @@ def _local_conf(settings: SparkSettings, *, home: Home) -> dict[str, str]:
         "spark.databricks.delta.snapshotPartitions": "2",
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
         "spark.databricks.delta.vacuum.parallelDelete.parallelism": "2",
-        "spark.sql.execution.arrow.maxRecordsPerBatch": "2000",
-        "spark.sql.session.timeZone": "UTC",
         "spark.local.dir": str(home.spill),
-        "spark.sql.warehouse.dir": str(home.spill / "warehouse"),
-        "spark.ui.enabled": "false",
-        "spark.ui.showConsoleProgress": "false",
-        "spark.log.level": "ERROR",
     }
 
 

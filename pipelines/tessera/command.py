@@ -1,0 +1,104 @@
+"""What commands share: options, one line for an error, a pipeline that is closed in the end, and how things print."""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from tessera.errors import TesseraError
+from tessera.home import Home
+
+if TYPE_CHECKING:
+    from tessera.lineage import Record
+    from tessera.pipeline import Pipeline
+
+Target = Annotated[str, typer.Option(help="local, dev, staging or prod: the overlay in conf/.")]
+Assignments = Annotated[
+    list[str] | None, typer.Option("--set", help="section.key=value, a YAML value; may be given again.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and what would run.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the record as the last line of stdout.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Run although a recorded result holds.")]
+Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error arose.")]
+
+
+def guarded(work: Callable[[], None], *, show: bool) -> None:
+    """Runs a command; an error becomes one line on stderr and an exit status."""
+    try:
+        work()
+    except typer.Exit:
+        raise
+    except TesseraError as error:
+        _complain(str(error), show=show)
+        raise typer.Exit(error.exit_status) from None
+    except KeyboardInterrupt:
+        _complain("interrupted; run the command again to go on", show=False)
+        raise typer.Exit(130) from None
+    except Exception as error:
+        # A foreign message may hold row text: name the kind and the place only.
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}:{frame.lineno}"
+        _complain(f"unexpected {type(error).__name__} at {place}; --traceback shows the rest", show=show)
+        raise typer.Exit(1) from None
+
+
+def _complain(message: str, *, show: bool) -> None:
+    if show:
+        traceback.print_exc()
+    print("tessera: " + " ".join(message.split()), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def opened(target: str, assignments: list[str] | None, *, fresh: bool = False) -> "Iterator[Pipeline]":
+    """The pipeline of the home, whose Spark session ends with the block."""
+    from tessera.settings import load_settings
+
+    settings = load_settings(target, assignments=assignments or ())  # its errors come before any heavy import
+    from tessera.pipeline import Pipeline
+
+    pipeline = Pipeline(settings, home=Home.from_environment(), target=target, fresh=fresh)
+    try:
+        yield pipeline
+    finally:
+        pipeline.close()
+
+
+def print_plan(pipeline: "Pipeline", *, as_json: bool) -> None:
+    if not as_json:
+        print(as_yaml(pipeline.settings), flush=True)  # first: what follows may ask for a platform's catalog
+    plan = pipeline.plan()
+    if as_json:
+        resolved = pipeline.settings.model_dump(mode="json")
+        print(json.dumps({"stage": "plan", "plan": plan, "config": resolved}, sort_keys=True), flush=True)
+        return
+    for stage, action in plan.items():
+        print(f"# {stage}: {action}")
+
+
+def print_record(record: "Record", *, as_json: bool) -> None:
+    if as_json:
+        print(record.to_json(), flush=True)
+
+
+def print_completion(pipeline: "Pipeline", record: "Record", *, prompt: str | None, as_json: bool) -> None:
+    asked, text = pipeline.complete(record, prompt=prompt)
+    out = Console(file=sys.stderr if as_json else sys.stdout, highlight=False)
+    out.print(Text.assemble("\n", (asked, "dim"), text), soft_wrap=True)
+
+
+def plain(value: Any) -> Any:
+    """A record inside JSON."""
+    return value.model_dump(mode="json")
+
+
+def as_yaml(settings: Any) -> str:
+    import yaml
+
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True).rstrip()
