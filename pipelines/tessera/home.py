@@ -38,6 +38,10 @@ class Home:
         return self.tables / "evaluations"
 
     @property
+    def answers(self) -> Path:
+        return self.tables / "answers"
+
+    @property
     def shards(self) -> Path:
         return self.root / "shards"
 
@@ -56,6 +60,10 @@ class Home:
     @property
     def spill(self) -> Path:
         return self.root / "spark"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
 
     @property
     def mlflow_database(self) -> Path:
