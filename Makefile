@@ -14,20 +14,39 @@ INSTALL = $(BIN)/uv pip sync --quiet requirements.lock && \
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 endif
 
-.PHONY: demo test check test-all lint lock clean
+.PHONY: demo test check test-all cluster-test tools wheel gpu-kit lint lock clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/ready
 	$(BIN)/tessera run
 
-test: $(VENV)/ready lint
+test: $(VENV)/ready tools lint
 	$(BIN)/python -m pytest -m "not slow" --durations=15
 
 check: $(VENV)/ready lint
 	$(BIN)/python -m pytest -q -m "not slow and not spark and not distributed"
 
-test-all: $(VENV)/ready lint
+test-all: $(VENV)/ready tools lint
 	$(BIN)/python -m pytest --durations=30
+
+# A Spark master and two workers on loopback; ranks on both, killed and recovered. All processes end with the tests.
+cluster-test: $(VENV)/ready
+	$(BIN)/python -m pytest -v -m cluster tests/cluster
+
+# What some tests want beside Python: a browser for the map, a PostgreSQL server. Without them those tests are skipped.
+tools:
+	@missing=""; command -v chromium >/dev/null || missing="chromium"; \
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
+	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		(apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing) \
+			>/dev/null 2>&1 || echo "could not install:$$missing; the tests that want them are skipped"; \
+	elif [ -n "$$missing" ]; then echo "not installed:$$missing; the tests that want them are skipped"; fi
+
+wheel: $(VENV)/ready
+	rm -rf build && $(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python
+
+gpu-kit: $(VENV)/ready
+	$(BIN)/python benchmarks/gpu/kit.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

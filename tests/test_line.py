@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+from tessera import pandas as frames
 from tessera import tables
 from tessera.home import Home
 from tessera.prepare import sample
@@ -161,6 +162,42 @@ def test_history_and_plan_speak_of_what_was_done(private: tuple[Run, list[str], 
     }  # fmt: skip
 
 
+def test_status_says_current_and_gc_takes_nothing_that_is_needed(private: tuple[Run, list[str], int]) -> None:
+    run, assignments, _ = private
+    found = json.loads(tessera("status", "--json", *settings(*SMALL, *assignments), home=run.home).stdout)
+    shown = tessera("status", *settings(*SMALL, *assignments), home=run.home, env={"COLUMNS": "80"})
+    collected = tessera("gc", "--delete", "--older-than", "0", home=run.home)
+    again = run_line(*assignments, home=run.home)
+
+    assert {stage["stage"]: stage["stale"] for stage in found["stages"]} == dict.fromkeys(
+        ("prepare", "shard", "train", "evaluate", "serve"), ""
+    )
+    assert (found["runs"], found["failures"]) == ([], [])
+    assert shown.stdout.count("current") == 5
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert collected.returncode == 0, collected.stderr
+    assert all(stage["reused"] for stage in again.record["stages"])
+
+
+def test_frames_hold_what_the_tables_hold(private: tuple[Run, list[str], int]) -> None:
+    run, _, rows = private
+    documents = frames.documents(run.home)
+    texts = dict(zip(documents.doc_id, documents.text, strict=True))
+    samples = frames.samples(run.home, name="docs", count=50)
+    lineage = frames.lineage(run.home, model="private")
+
+    assert len(documents) == rows == len(set(documents.doc_id))
+    assert list(frames.documents(run.home, columns=["doc_id"], limit=3).doc_id) == sorted(texts)[:3]
+    assert samples.groupby(["file", "sample"]).tokens.sum().eq(64).all()
+    assert all(any(text in whole for whole in texts.values()) for text in samples.query("not padding").text)
+    (trained,) = frames.runs(run.home).itertuples()
+    assert (trained.steps, trained.run_id) == (12, run.record["run_id"])
+    assert list(frames.metrics(run.home, run=trained.run).loss.dropna().index) == list(range(1, 13))
+    assert list(frames.evaluations(run.home).bits_per_byte) == [run.record["bits_per_byte"]]
+    assert lineage.set_index("what").loc["source", ["name", "version"]].tolist() == ["memos", 0]
+    assert lineage.set_index("what").loc["model", "identity"] == run.record["weights_sha256"]
+
+
 def test_a_new_version_of_the_table_goes_down_the_line(private: tuple[Run, list[str], int], tmp_path: Path) -> None:
     run, assignments, rows = private
     copy = Home(tmp_path / "home")
@@ -171,12 +208,16 @@ def test_a_new_version_of_the_table_goes_down_the_line(private: tuple[Run, list[
     )
     write_deltalake(table, more, mode="append")
 
+    status = json.loads(tessera("status", "--json", *settings(*SMALL, *assignments), home=copy).stdout)
     done = tessera("shard", "--json", *settings(*SMALL, *assignments), home=copy)
     stale = json.loads(done.stdout.splitlines()[-1])
     tessera("prepare", *settings(*SMALL, *assignments), home=copy)
     done = tessera("shard", "--json", *settings(*SMALL, *assignments), home=copy)
     fresh = json.loads(done.stdout.splitlines()[-1])
 
+    assert [stage["stale"] for stage in status["stages"]] == [
+        "memos is at version 1, 0 was read", "prepare is stale", "shard is stale", "train is stale", "evaluate is stale"
+    ]  # fmt: skip
     assert stale["reused"], "a home that was copied is as good as the one it was copied from"
     assert fresh["splits"]["train"]["documents"] + fresh["splits"]["heldout"]["documents"] == (
         stale["splits"]["train"]["documents"] + stale["splits"]["heldout"]["documents"] + 9

@@ -61,6 +61,8 @@ class Record(Entry):
     created: str = ""
     """UTC, ISO 8601."""
     reused: bool = False
+    error: str = ""
+    """Of a stage that failed: what it said."""
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
@@ -160,6 +162,35 @@ class ServeRecord(Record):
     aliases: tuple[str, ...]
     run_id: str
     weights_sha256: str
+
+
+class ScoreRecord(Record):
+    stage: str = "score"
+    model: str
+    version: int
+    weights_sha256: str
+    prompt: str
+    """The template, its columns in braces."""
+    request: str
+    """What decides an answer besides the row: see `serve.answers.request_of`."""
+    rows: int
+    """Rows of the source; `rows == sum(skipped.values()) + found + answered + remaining`."""
+    skipped: dict[str, int]
+    """Rows that cannot be asked, by reason."""
+    found: int
+    """Rows that this version had answered before."""
+    answered: int = 0
+    """Rows answered in this run, up to this commit."""
+    remaining: int
+    """Rows without an answer after this commit."""
+    finished: dict[str, int] = {}
+    """Answered rows by finish reason."""
+    prompt_tokens: int = 0
+    tokens: int = 0
+    """Tokens of the answers."""
+    slices: int = 0
+    """Commits of this run."""
+    table: TableVersion
 
 
 def fingerprint(*, stage: str, semantics: int, inputs: Any, config: Any) -> str:

@@ -27,7 +27,7 @@ class Reporter:
     """Shows stages one after another on stderr."""
 
     def __init__(self, *, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stderr, highlight=False)
+        self.console = console or Console(file=sys.stderr, highlight=False, force_jupyter=False)
 
     def line(self, text: str) -> None:
         """One plain line."""

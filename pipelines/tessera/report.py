@@ -1,12 +1,14 @@
 """What a person reads of records: a line a stage, and the table at the end of a run. Numbers only, never row text."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tessera.garbage import Garbage
+from tessera.home import Home
 from tessera.lineage import (
     EvaluateRecord,
     PrepareRecord,
@@ -16,6 +18,9 @@ from tessera.lineage import (
     ShardRecord,
     TrainRecord,
 )
+
+if TYPE_CHECKING:
+    from tessera.status import Status
 
 
 def line(record: Record) -> str:
@@ -93,6 +98,53 @@ def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def status(found: "Status") -> RenderableType:
+    """Where the home stands, fit for 80 columns."""
+    stages = Table(box=None, pad_edge=False)
+    for name in ("stage", "since (UTC)", "state"):
+        stages.add_column(name, no_wrap=name != "state", overflow="fold")
+    for one in found.stages:
+        state = f"stale: {one.stale}" if one.stale else "current"
+        stages.add_row(one.stage, _moment(one.at), f"{state}\n{outcome(one.record)}")
+    parts: list[RenderableType] = [stages if found.stages else Text("nothing was made here yet; begin: tessera run")]
+    for run in found.runs:
+        loss = f", loss {run.loss:.3f}" if run.loss is not None else ""
+        advice = "; go on: tessera train" if run.state == "interrupted" else ""
+        parts.append(Text(f"\nrun {run.run} {run.state}: step {run.step:,} of {run.steps:,}{loss}{advice}"))
+    for failed in found.failures:
+        parts.append(Text(f"\n{failed.stage} failed last, {_moment(failed.at)}: {failed.said}", overflow="fold"))
+    return Group(*parts)
+
+
+def garbage(found: Sequence[Garbage], *, home: Home, deleted: bool) -> RenderableType:
+    """What nothing needs, by kind, with sizes; fit for 80 columns."""
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("what nothing needs", overflow="fold")
+    shown.add_column("size", justify="right", no_wrap=True)
+    shown.add_column("why", overflow="fold")
+    for one in found:
+        shown.add_row(home.relative(one.path), size(one.num_bytes), f"{one.kind}: {one.why}")
+    total = size(sum(one.num_bytes for one in found))
+    if not found:
+        return Text("nothing to remove")
+    last = f"{total} removed" if deleted else f"{total} could be removed; nothing was: tessera gc --delete"
+    return Group(shown, Text(f"\n{last}"))
+
+
+def size(num_bytes: int) -> str:
+    """A size as people read it, in binary units."""
+    value, unit = float(num_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
+
+
+def _moment(at: str) -> str:
+    return at[:19].replace("T", " ")
+
+
 def history(rows: Sequence[dict[str, Any]]) -> RenderableType:
     """The ledger as a table, oldest first, fit for 80 columns."""
     shown = Table(box=None, pad_edge=False)
@@ -106,5 +158,5 @@ def history(rows: Sequence[dict[str, Any]]) -> RenderableType:
     }
     for row in rows:
         what = outcome(kinds[row["stage"]].from_json(row["record"])) if row["status"] != "failed" else ""
-        shown.add_row(row["at"][:19].replace("T", " "), row["stage"], row["status"], f"{row['seconds']:.1f}", what)
+        shown.add_row(_moment(row["at"]), row["stage"], row["status"], f"{row['seconds']:.1f}", what)
     return shown

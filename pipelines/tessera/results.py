@@ -12,6 +12,7 @@ from tessera.lineage import (
     PrepareRecord,
     Record,
     SampleRecord,
+    ServeRecord,
     ShardRecord,
     TableVersion,
     TrainRecord,
@@ -56,6 +57,15 @@ class Results:
                 if not isinstance(record, ShardRecord) or set_name in (None, record.name):
                     return record
         raise UserError(f"{self.home.root} has no result of {stage} yet; make one: tessera {stage}")
+
+    def evaluation_of(self, serve: ServeRecord) -> EvaluateRecord:
+        """The newest evaluation of the weights that a model version serves."""
+        for row in reversed(self.ledger.rows()):
+            if row["stage"] == "evaluate" and row["status"] == "done":
+                record = EvaluateRecord.from_json(row["record"])
+                if record.run_id == serve.run_id and record.weights_sha256 == serve.weights_sha256:
+                    return record
+        raise UserError(f"the evaluation of {serve.model} version {serve.version} is not in the ledger")
 
     def train_of(self, evaluate: EvaluateRecord) -> TrainRecord:
         """The run that an evaluation scored."""

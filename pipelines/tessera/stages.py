@@ -27,7 +27,12 @@ from tessera.settings import Settings
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-STAGES = ("sample", "prepare", "shard", "train", "evaluate", "serve")
+KINDS: dict[str, type[Record]] = {
+    kind.model_fields["stage"].default: kind
+    for kind in (SampleRecord, PrepareRecord, ShardRecord, TrainRecord, EvaluateRecord, ServeRecord)
+}
+"""The stages of the line, in order, and the record of each."""
+STAGES = tuple(KINDS)
 RecordT = TypeVar("RecordT", bound=Record)
 
 

@@ -83,8 +83,16 @@ def query(path: Path, *, version: int, sql: str) -> pa.Table:
     """
     table = open_table(path, version=version)
     found = pa.table(QueryBuilder().register("rows", table).execute(sql))
-    plain = [field.with_type(pa.string()) if field.type == pa.string_view() else field for field in found.schema]
-    return found.cast(pa.schema(plain))
+    return found.cast(pa.schema([field.with_type(_plain_type(field.type)) for field in found.schema]))
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type without views, which pandas and older readers do not know."""
+    if kind == pa.string_view():
+        return pa.string()
+    if pa.types.is_list(kind) or pa.types.is_list_view(kind):
+        return pa.list_(_plain_type(kind.value_type))
+    return kind
 
 
 def missing_files(path: Path, *, version: int) -> list[str]:

@@ -94,10 +94,10 @@ def test_a_recorded_run_holds_while_its_files_have_their_sizes(make_job):
     assert not runs.verify(record, home=home)
 
 
-def leave(folder, rank, kind, message, *, at=1.0, exit_status=1, restart=0):
+def leave(folder, rank, kind, message, *, at=1.0, exit_status=1, restart=0, verdict=False):
     folder.errors.mkdir(exist_ok=True)
     entry = {"rank": rank, "attempt": 1, "time": at, "type": kind, "message": message,
-             "exit_status": exit_status, "verdict": False, "restart": restart,
+             "exit_status": exit_status, "verdict": verdict, "restart": restart,
              "trace": ["train/loop.py:12"]}  # fmt: skip
     (folder.errors / f"rank-{rank}.json").write_text(json.dumps(entry))
 
@@ -133,14 +133,14 @@ def test_a_failure_names_the_rank_that_failed_and_why(tmp_path):
     folder.log.write_text(SUMMARY + "\n" + SUMMARY.replace("-9", "1"))  # two machines report
     assert "rank 1 was killed by signal 9" in failure.find(folder).said
 
-    leave(folder, 1, "TrainingFailed", "step 5: the loss is nan", at=2.0)
+    leave(folder, 1, "TrainingFailed", "step 5: the loss is nan", at=2.0, verdict=True)
     found = failure.find(folder)
     assert found.said == "rank 1 failed: TrainingFailed: step 5: the loss is nan"
     assert isinstance(found.error(folder), TrainingFailed)
     assert "run the command again" in str(found.error(folder))
 
     leave(folder, 1, "KeyError", "", at=2.0)
-    assert failure.find(folder).said == "rank 1 failed: KeyError:  at train/loop.py:12"
+    assert failure.find(folder).said == "rank 1 failed: KeyError, in train/loop.py:12"
 
 
 def test_only_the_words_of_the_start_that_is_asked_for_count(tmp_path):

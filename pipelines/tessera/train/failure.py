@@ -21,6 +21,8 @@ SUMMARY = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s*exitcode\s*: (-?\d+)
 """Torchrun's last words, of each machine: the last entry is the failure it saw first."""
 SEEN = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: \d+")
 """What torchrun says at once when a rank ends, before it starts the ranks again."""
+FRAMES = 5
+"""Of a rank's traceback, the innermost."""
 OWN_WORD = ("1", "-15")
 """Exit statuses that explain nothing: a rank that left an error of its own, or that torchrun ended."""
 
@@ -64,8 +66,9 @@ def find(folder: RunFolder, *, start: tuple[int, int] | None = None) -> Failure:
 def _of_rank(entry: Mapping[str, Any]) -> Failure:
     if entry["exit_status"] == UserError.exit_status:
         return Failure(entry["message"], verdict=True, exit_status=UserError.exit_status)
-    trace = f" at {entry['trace'][-1]}" if entry["trace"] and not entry["message"] else ""
-    said = f"rank {entry['rank']} failed: {entry['type']}: {entry['message']}{trace}"
+    said = f"rank {entry['rank']} failed: {entry['type']}" + (f": {entry['message']}" if entry["message"] else "")
+    if entry["trace"] and not entry["verdict"]:
+        said += f", in {' > '.join(entry['trace'][-FRAMES:])}"
     return Failure(said, verdict=entry["verdict"])
 
 

@@ -24,6 +24,7 @@ from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 
 import tessera
+from tessera import tasks
 from tessera.errors import ConfigError
 from tessera.home import Home
 from tessera.lineage import ShardRecord, TableVersion, TrainRecord, code_version
@@ -44,6 +45,8 @@ POLL_SECONDS = 0.5
 SLOT_SECONDS = 5.0
 """How long executors that are still registering are waited for."""
 GPUS_OF_TASK = "spark.task.resource.gpu.amount"
+PARALLELISM = ("spark.default.parallelism", "spark.sql.leafNodeDefaultParallelism")
+"""With one of them set, Spark's parallelism says nothing of its cores."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def train(
             status = "FAILED"
             raise
         finally:
-            tags = {"tessera.weights_sha256": result.weights_sha256} if status == "FINISHED" else None
+            tags = _result_tags(result) if status == "FINISHED" else None
             run_id = shipper.close(status=status, tags=tags)
     return _record(
         result, folder=folder, run_id=run_id, shards=shards, fingerprint=fingerprint, home=home,
@@ -166,16 +169,29 @@ def on_cluster(spark: SparkSession, *, settings: TrainSettings) -> TrainSettings
 
 
 def _slots(spark: SparkSession, *, wanted: int) -> int | None:
-    """Tasks that the cluster can run at once; None where the session cannot say (Spark Connect)."""
-    try:
-        context = spark.sparkContext._jsc.sc()
-    except Exception:
-        return None
-    profile = context.resourceProfileManager().defaultResourceProfile()
+    """Tasks that the cluster can run at once; None where the session cannot say."""
     deadline = time.monotonic() + SLOT_SECONDS
-    while (found := int(context.maxNumConcurrentTasks(profile))) < wanted and time.monotonic() < deadline:
+    while (found := _slots_now(spark)) is not None and found < wanted and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
     return found
+
+
+def _slots_now(spark: SparkSession) -> int | None:
+    """See `_slots`. Spark Connect knows cores alone: those that have registered, or two of a cluster that has fewer."""
+    if tasks.context_of(spark) is None:
+        if any(spark.conf.get(key, None) for key in PARALLELISM):
+            return None
+        return tasks.parallelism(spark) // int(spark.conf.get("spark.task.cpus", "1") or 1)
+    try:
+        context = spark.sparkContext._jsc.sc()
+    except Exception:  # a platform that lets nobody at its JVM
+        return None
+    return int(context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile()))
+
+
+def _result_tags(result: RunResult) -> dict[str, str]:
+    """What the run's end adds to its lineage."""
+    return {"tessera.weights_sha256": result.weights_sha256, "tessera.parameters": str(result.parameters)}
 
 
 def _until_finished(spark: SparkSession, folder: RunFolder, *, spec: RunSpec, attempt: int, tell: Tell) -> RunResult:

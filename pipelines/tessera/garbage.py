@@ -1,0 +1,63 @@
+"""What lies in a home and is needed by nothing: found by the rooms, listed with its size, and removed when asked for.
+
+Finding costs a walk over the folders and a read of the manifests; nothing is opened. Everything younger than a day is
+left alone, since a writer may still be about to name it.
+"""
+
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tessera.home import Home
+
+SPARK_SCRATCH = ("spark-*", "blockmgr-*", "artifacts*", "jvm.log")
+"""What a session leaves in the spill folder when it is killed."""
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """One file or folder that nothing needs."""
+
+    kind: str
+    path: Path
+    why: str
+    num_bytes: int
+
+
+def spill(home: Home, *, before: float) -> Iterator[Garbage]:
+    """Scratch of Spark sessions that ended without cleaning up; `before` is in Unix seconds."""
+    for pattern in SPARK_SCRATCH:
+        for path in home.spill.glob(pattern):
+            if newest_change(path) < before:
+                yield Garbage("spill", path, "of a Spark session that is gone", size_of(path))
+
+
+def remove(found: Iterable[Garbage]) -> int:
+    """Removes what was found; bytes freed. What has gone meanwhile is passed over."""
+    freed = 0
+    for one in found:
+        if one.path.is_dir():
+            (one.path / "record.json").unlink(missing_ok=True)  # a folder without its record does not exist
+            shutil.rmtree(one.path, ignore_errors=True)
+        else:
+            one.path.unlink(missing_ok=True)
+        freed += one.num_bytes
+    return freed
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder; links are not followed."""
+    return sum(file.lstat().st_size for file in _files(path))
+
+
+def newest_change(path: Path) -> float:
+    """When the path, or anything below it, was last changed, in Unix seconds."""
+    return max((entry.lstat().st_mtime for entry in (path, *_files(path))), default=0.0)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        yield from (file for file in path.rglob("*") if not file.is_dir())
+    elif path.exists():
+        yield path

@@ -1,0 +1,49 @@
+"""Checkpoints that no record names, and runs that nobody went on with."""
+
+import fcntl
+import json
+from collections.abc import Iterator
+
+from tessera.garbage import Garbage, newest_change, size_of
+from tessera.home import Home
+from tessera.tables import Ledger
+from tessera.train.run import RunFolder
+
+ABANDONED_SECONDS = 30 * 86_400
+"""An unfinished run that was left alone for so long is not expected to be resumed."""
+
+
+def garbage(home: Home, *, before: float) -> Iterator[Garbage]:
+    """What `tessera gc` may take from the run folders; `before` is in Unix seconds. Runs in progress are left alone."""
+    recorded = _recorded(home)
+    for root in sorted(home.runs.glob("*")):
+        folder = RunFolder(root)
+        if is_running(folder):
+            continue
+        result = folder.read_result()
+        if result is None:
+            if newest_change(root) < before - ABANDONED_SECONDS:
+                yield Garbage("runs", root, "unfinished, and left alone for a month", size_of(root))
+            continue
+        needed = recorded | {home.relative(root / result.checkpoint)}
+        for checkpoint in sorted(folder.checkpoints.glob("step-*")):
+            if home.relative(checkpoint) not in needed and newest_change(checkpoint) < before:
+                yield Garbage("checkpoints", checkpoint, "its run is finished and has a later one", size_of(checkpoint))
+
+
+def is_running(folder: RunFolder) -> bool:
+    """Whether a launcher on this machine holds the run."""
+    try:
+        with folder.lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _recorded(home: Home) -> set[str]:
+    """Checkpoints that the ledger names as a stage's result, relative to the home."""
+    rows = [row for row in Ledger(home.ledger).rows() if row["stage"] == "train"]
+    return {str(json.loads(row["record"]).get("checkpoint", "")) for row in rows}
