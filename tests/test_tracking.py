@@ -6,15 +6,20 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tessera import tracking
+from tessera.away import is_away, masked
+from tessera.config import Layer, Section, load
 from tessera.errors import ConfigError
 from tessera.home import Home
 from tessera.lineage import TableVersion
 from tessera.tracking import TrackingSettings
-from tessera.train.metrics import Writer
+from tessera.train.metrics import Writer, cut_back
 from tessera.train.run import RunFolder
 from tessera.train.ship import CURSOR, Shipper
 
@@ -70,10 +75,37 @@ def test_the_newest_step_is_known_from_the_metrics(store):
     run = open_run(store, "steps")
     assert run.newest_step() == -1
 
-    run.log_steps([line(step) for step in range(700)], extra={"system/cpu": 3.0})  # more than one call takes
+    run.log_steps([line(step) for step in range(700)])  # more than one call takes
     assert run.newest_step() == 699
     assert steps_of(store, run.run_id) == list(range(700))
-    assert steps_of(store, run.run_id, "system/cpu") == [699]
+
+
+def test_a_step_counts_only_when_its_last_metric_is_there(store, monkeypatch):
+    """A step of 2,300 metrics goes in three calls; the last is lost, and the step is sent again as it was."""
+    run = open_run(store, "wide")
+    wide = {**{f"m{number:04d}": float(number) for number in range(2299)}, "step": 1, "time": 1_700_000_000.5}
+    client = tracking.client(run.uri)
+    sent = []
+
+    def lossy(run_id, metrics=(), **others):
+        sent.append(len(metrics))
+        if len(sent) == 4:
+            raise ConnectionResetError
+        return type(client).log_batch(client, run_id, metrics=metrics, **others)
+
+    monkeypatch.setattr(client, "log_batch", lossy)
+    with pytest.raises(ConnectionResetError):
+        run.log_steps([line(0), wide])
+    assert run.newest_step() == 0
+    run.log_steps([line(0), wide])
+
+    assert sent == [3, 1000, 1000, 300, 3, 1000, 1000, 300]
+    assert run.newest_step() == 1
+    counted = rows(
+        store, "select count(*), count(distinct key) from metrics where run_uuid = ? and step = 1", run.run_id
+    )
+    assert counted == [(2300, 2300)]
+    assert steps_of(store, run.run_id) == [0]
 
 
 def test_parameters_and_lineage_keep_version_zero_and_unresolved_secrets(store, monkeypatch):
@@ -134,41 +166,57 @@ def test_every_step_is_shipped_once_over_kills_and_resumes(folder, store):
     assert steps_of(store, run_id) == [0, 1, 2, 3]
     assert rows(store, "select status from runs where run_uuid = ?", run_id) == [("FINISHED",)]
     assert heard == []
-    assert json.loads((folder.root / CURSOR).read_text()) == {"run_id": run_id, "step": 3}
+    assert json.loads((folder.root / CURSOR).read_text()) == {"run_id": run_id, "step": 3, "status": "FINISHED"}
 
 
-def test_a_locked_store_delays_metrics_and_loses_none(folder, store, monkeypatch):
-    monkeypatch.setattr("tessera.train.ship.RETRY_SECONDS", 0.1)
+def test_steps_done_again_while_mlflow_was_away_are_sent_once(folder, store, monkeypatch):
+    """Ranks restart from a checkpoint: the file is cut back, and later steps are written anew, at another time."""
+    shipper = shipper_of(folder, store, [])
+    shipper.run = open_run(store, "again")
+    write(folder, 0, 1, 2, 3)
+    with monkeypatch.context() as away:
+        away.setattr(tracking, "client", lambda uri: (_ for _ in ()).throw(ConnectionRefusedError))
+        with pytest.raises(ConnectionRefusedError):
+            shipper.ship()
+    cut_back(folder.metrics, step=1)
+    writer = Writer(folder.metrics)
+    for step in (2, 3, 4):
+        writer.write({**line(step), "time": 1_800_000_000 + step})
+    writer.close()
+    shipper.ship()
+
+    assert steps_of(store, shipper.run.run_id) == [0, 1, 2, 3, 4]
+
+
+def test_a_run_deleted_from_mlflow_is_made_anew_with_all_its_metrics(folder, store):
     heard: list[str] = []
-    shipper = shipper_of(folder, store, heard)
-    real = tracking.TrackedRun.log_steps
-    refusals = iter([sqlite3.OperationalError("database is locked")] * 3)
+    first = shipper_of(folder, store, heard)
+    write(folder, 0, 1)
+    first.start()
+    gone = first.close(status="FAILED")
+    tracking.client(tracking.tracking_uri(SETTINGS, home=store)).delete_run(gone)
+    write(folder, 2)
+    second = shipper_of(folder, store, heard)
+    second.start()
+    made = second.close(status="FINISHED")
 
-    def locked(self, lines, *, extra=None):
-        for error in refusals:
-            raise error
-        real(self, lines, extra=extra)
+    assert made != gone
+    assert steps_of(store, made) == [0, 1, 2]
+    assert heard == [f"MLflow has no run {gone} any more; its metrics go into a new one"]
 
-    monkeypatch.setattr(tracking.TrackedRun, "log_steps", locked)
+
+def test_the_use_of_the_machine_is_sampled_once_a_moment_and_never_on_replay(folder, store):
+    shipper = shipper_of(folder, store, [])
     write(folder, 0, 1)
     shipper.start()
-    while next(refusals, None) is not None:
-        pass
     run_id = shipper.close(status="FINISHED")
 
-    assert steps_of(store, run_id) == [0, 1]
-    assert not [text for text in heard if "lacks" in text]
-
-
-def test_without_a_server_training_goes_on_and_the_gap_is_said(folder, store, monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    heard: list[str] = []
-    shipper = shipper_of(folder, store, heard, TrackingSettings(uri="http://127.0.0.1:9"))
-    write(folder, 0, 1)
-    shipper.start()
-
-    assert shipper.close(status="FINISHED") == ""
-    assert any("metrics.jsonl" in text for text in heard)
+    sampled = rows(store, "select key, step from metrics where run_uuid = ? and key like 'system/%'", run_id)
+    assert sorted(sampled) == [
+        ("system/cpu_utilization_percentage", 1),
+        ("system/system_memory_usage_megabytes", 1),
+        ("system/system_memory_usage_percentage", 1),
+    ]
 
 
 def test_secrets_are_resolved_late_and_never_shown(store, monkeypatch):
@@ -181,10 +229,101 @@ def test_secrets_are_resolved_late_and_never_shown(store, monkeypatch):
     assert tracking.shown_uri(settings, home=store) == "https://host/x"
 
 
+@pytest.mark.parametrize(
+    "given",
+    ["postgresql+pg8000://tessera:hunter2@db/runs", "http://me:hunter2@host:5000", "https://u:x${env:A}hunter2@h"],
+)
+def test_a_password_in_the_configuration_is_refused_and_not_repeated(given):
+    for key in ("uri", "registry_uri", "artifacts"):
+        with pytest.raises(ConfigError, match=r"password.*\$\{env:NAME\}") as caught:
+            load(Tracked, layers=[Layer(origin="--set", values={"tracking": {key: given}})])
+        assert "hunter2" not in str(caught.value)
+
+
+class Tracked(Section):
+    tracking: TrackingSettings
+
+
+@given(st.text(st.characters(min_codepoint=33, max_codepoint=0x2FFF, exclude_categories=["Cs"]), min_size=1))
+def test_any_password_reaches_the_database_as_it_is(password):
+    from sqlalchemy.engine import make_url
+
+    settings = TrackingSettings(uri="postgresql+pg8000://me:${env:TESSERA_TEST_PW}@db:5/runs")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("TESSERA_TEST_PW", password)
+        url = make_url(tracking.tracking_uri(settings, home=Home(Path("h"))))
+
+    assert (url.username, url.password, url.host, url.database) == ("me", password, "db", "runs")
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql+pg8000://me:${env:PW}@db:5/runs?password=x", "postgresql+pg8000://db:5/runs"),
+        ("https://a@b:c@host/x", "https://host/x"),
+        ("sqlite:////data/m.db", "sqlite:////data/m.db"),
+        ("databricks", "databricks"),
+        ("${env:WHOLE}", "${env:WHOLE}"),
+    ],
+)
+def test_an_address_is_shown_without_user_password_and_query(uri, shown):
+    assert masked(uri) == shown
+
+
+@pytest.mark.parametrize(
+    ("artifacts", "location"), [("s3://bucket/models", "s3://bucket/models"), ("/data/files", "file:///data/files")]
+)
+def test_a_new_experiment_keeps_its_files_where_configured(store, artifacts, location):
+    settings = TrackingSettings(experiment=artifacts, artifacts=artifacts)
+    experiment = tracking.prepare_store(settings, home=store)
+
+    found = rows(store, "select artifact_location from experiments where experiment_id = ?", experiment)
+    assert found == [(location,)]
+    default = rows(store, "select artifact_location from experiments where name = 'lab'")
+    assert default == [(store.mlflow_artifacts.as_uri(),)]
+
+
+def test_a_deleted_experiment_is_named(store):
+    settings = TrackingSettings(experiment="gone")
+    tracking.client(tracking.tracking_uri(settings, home=store)).delete_experiment(
+        tracking.prepare_store(settings, home=store)
+    )
+    with pytest.raises(ConfigError, match=r"experiment gone was deleted; restore it, or name another"):
+        tracking.prepare_store(settings, home=store)
+
+
+def test_models_are_registered_where_runs_are_recorded_unless_said_otherwise(store):
+    managed = TrackingSettings(uri="databricks", registry_uri="databricks-uc")
+
+    assert tracking.registry_uri(managed, home=store) == "databricks-uc"
+    assert tracking.registry_uri(SETTINGS, home=store) == tracking.tracking_uri(SETTINGS, home=store)
+    assert tracking.client("sqlite://", registry="databricks-uc")._registry_uri == "databricks-uc"
+
+
+def test_an_answer_of_no_is_not_taken_for_absence():
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+
+    assert not is_away(MlflowException("no run", RESOURCE_DOES_NOT_EXIST))
+    assert not is_away(ValueError("x"))
+    assert is_away(ConnectionRefusedError())
+
+
 def test_settings_import_no_mlflow_and_telemetry_is_off():
-    code = "import sys, tessera.tracking as t; assert 'mlflow' not in sys.modules; t._client('sqlite://'); "
+    code = "import sys, tessera.tracking as t; assert 'mlflow' not in sys.modules; t.client('sqlite://'); "
     code += "from mlflow.telemetry.utils import is_telemetry_disabled; print(is_telemetry_disabled())"
+    assert telemetry_off(code)
+
+
+def test_registering_imports_mlflow_after_its_telemetry_is_off():
+    code = "import sys, tessera.serve.register as r; assert 'mlflow' not in sys.modules; "
+    code += "r.tracking.quiet(); r.signature(); "
+    code += "from mlflow.telemetry.client import get_telemetry_client; print(get_telemetry_client() is None)"
+    assert telemetry_off(code)
+
+
+def telemetry_off(code: str) -> bool:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("CI", "MLFLOW", "PYTEST"))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
 
-    assert done.stdout.split() == ["True"]
+    return done.stdout.split() == ["True"]

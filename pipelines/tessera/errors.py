@@ -45,6 +45,10 @@ class SetupError(TesseraError):
     """The machine lacks something: Java, the Delta jars, a library."""
 
 
+class TrackingError(TesseraError):
+    """MLflow, or the database that it keeps runs and models in, cannot be used now."""
+
+
 class ShardingFailed(TesseraError):
     """The shards do not hold what the documents gave: nothing was published."""
 

@@ -1,20 +1,23 @@
 """MLflow model versions: create one, find one by tag, resolve `models:/` to a folder, move aliases.
 
 mlflow takes seconds to import, so it is imported inside the functions that speak to it; names are checked without it.
-A version is made with its tags in one call, so whoever sees it sees them.
+A version is made with its tags in one call, so whoever sees it sees them. Models may be registered elsewhere than runs
+are recorded: `registry_uri`, by default the same. A store that is away is one sentence: TrackingError.
 """
 
-import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlparse
 
+from tessera import lineage, tracking
+from tessera.away import answering
 from tessera.errors import ConfigError, ModelError
-from tessera.tracking import QUIET
 
 NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 MAX_NAME = 128
@@ -59,84 +62,93 @@ def check_name(name: str) -> str:
 
 
 def create_version(
-    uri: str, *, name: str, run_id: str, experiment_id: str, model: Path, tags: Mapping[str, str]
-) -> RegisteredVersion:
+    uri: str, *, name: str, run_id: str, experiment_id: str, model: Path, tags: Mapping[str, str],
+    registry_uri: str | None = None,
+) -> RegisteredVersion:  # fmt: skip
     """Copies the MLflow model folder `model` into the artifact store and makes it the next version of `name`.
 
     A process killed in between leaves a logged model that no version points to.
 
     Args:
-        uri: of the tracking server, also the registry's.
+        uri: of the tracking server.
         run_id: the run that trained it; the model is shown as its output.
         tags: set with the version, in one call; at most 100,000 characters a value.
     """
-    from mlflow.entities import LoggedModelOutput
-
     check_name(name)
-    client = _client(uri)
-    _ensure_registered(client, name)
-    logged = client.create_logged_model(
-        experiment_id=experiment_id, name=name.replace(".", "-"), source_run_id=run_id, tags=dict(tags)
-    )
-    _stamp(model, model_id=logged.model_id, run_id=run_id)
-    client.log_model_artifacts(logged.model_id, str(model))
-    client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(run_id=run_id, models=[LoggedModelOutput(logged.model_id, step=0)])
-    with tracked_at(uri):
-        made = client.create_model_version(
-            name, f"models:/{logged.model_id}", run_id=run_id, tags=dict(tags), model_id=logged.model_id
+    with answering(uri):
+        client = tracking.client(uri, registry=registry_uri)
+        from mlflow.entities import LoggedModelOutput
+
+        _ensure_registered(client, name)
+        logged = client.create_logged_model(
+            experiment_id=experiment_id, name=name.replace(".", "-"), source_run_id=run_id, tags=dict(tags)
         )
-    return _version(client, made)
+        _stamp(model, model_id=logged.model_id, run_id=run_id)
+        with tracking.patient():
+            client.log_model_artifacts(logged.model_id, str(model))
+        client.finalize_logged_model(logged.model_id, "READY")
+        client.log_outputs(run_id=run_id, models=[LoggedModelOutput(logged.model_id, step=0)])
+        with tracked_at(uri, registry_uri=registry_uri), tracking.patient():
+            made = client.create_model_version(
+                name, f"models:/{logged.model_id}", run_id=run_id, tags=dict(tags), model_id=logged.model_id
+            )
+        return _version(client, made)
 
 
-def find_version(uri: str, *, name: str, tags: Mapping[str, str]) -> RegisteredVersion | None:
+def find_version(
+    uri: str, *, name: str, tags: Mapping[str, str], registry_uri: str | None = None
+) -> RegisteredVersion | None:
     """The newest version of `name` that has all of these tags, or None."""
-    client = _client(uri)
-    wanted = " and ".join(f"tag.`{key}` = '{value}'" for key, value in tags.items())
-    found = client.search_model_versions(f"name = '{check_name(name)}' and {wanted}")
-    ready = [version for version in found if version.status == "READY"]
-    return _version(client, max(ready, key=lambda version: int(version.version))) if ready else None
+    check_name(name)
+    with answering(registry_uri or uri):
+        client = tracking.client(uri, registry=registry_uri)
+        search = _search_one_by_one if (registry_uri or uri).startswith(("databricks-uc", "uc:")) else _search_tags
+        found = search(client, name=name, tags=tags)
+        return _version(client, found) if found else None
 
 
-def get_version(uri: str, *, model: str) -> RegisteredVersion:
+def get_version(uri: str, *, model: str, registry_uri: str | None = None) -> RegisteredVersion:
     """The version that `models:/name@alias` or `models:/name/3` means now.
 
     Raises:
         ModelError: not of one of these forms, or no such model, version or alias.
     """
     name, alias, version = _parse(model)
-    client = _client(uri)
-    from mlflow.exceptions import MlflowException
+    with answering(registry_uri or uri):
+        client = tracking.client(uri, registry=registry_uri)
+        from mlflow.exceptions import MlflowException
 
-    try:
-        if alias is not None:
-            found = client.get_model_version_by_alias(name, alias)
-        else:
-            found = client.get_model_version(name, str(version))
-    except MlflowException as error:
-        _absent(client, error=error, model=model, name=name)
-    return _version(client, found)
+        try:
+            if alias is not None:
+                found = client.get_model_version_by_alias(name, alias)
+            else:
+                found = client.get_model_version(name, str(version))
+        except MlflowException as error:
+            _absent(client, error=error, model=model, name=name)
+        return _version(client, found)
 
 
-def resolve(uri: str, *, model: str, artifacts: Path | None = None) -> Path:
+def resolve(
+    uri: str, *, model: str, artifacts: Path | None = None, registry_uri: str | None = None, cache: Path | None = None
+) -> Path:
     """The MLflow model folder of `models:/name@alias` or `models:/name/3`, on this machine.
 
     Args:
         artifacts: the home's artifact folder, for `relocate`.
+        cache: where a model that lies elsewhere is fetched to, once a version; None fetches it to a temporary folder.
 
     Raises:
         ModelError: as `get_version`, or its files are gone.
     """
-    client = _client(uri)
-    version = get_version(uri, model=model)
-    location = client.get_model_version_download_uri(version.name, str(version.version))
-    if location.startswith("models:/m-"):
-        location = client.get_logged_model(location.removeprefix("models:/").split("/")[0]).artifact_location
-    local = local_path(location)
-    if local is None:
-        from mlflow.artifacts import download_artifacts
-
-        local = Path(download_artifacts(artifact_uri=location, tracking_uri=uri))
+    version = get_version(uri, model=model, registry_uri=registry_uri)
+    with answering(registry_uri or uri):
+        client = tracking.client(uri, registry=registry_uri)
+        location = client.get_model_version_download_uri(version.name, str(version.version))
+        if location.startswith("models:/m-"):
+            location = client.get_logged_model(location.removeprefix("models:/").split("/")[0]).artifact_location
+        local = local_path(location)
+        if local is None:
+            local = _fetch(location, uri=uri, name=f"{version.name}-{version.version}", cache=cache)
     if artifacts is not None:
         local = relocate(local, artifacts=artifacts)
     if not (local / "MLmodel").is_file():
@@ -160,22 +172,24 @@ def relocate(path: Path, *, artifacts: Path) -> Path:
     return artifacts.joinpath(*path.parts[at + 1 :])
 
 
-def set_alias(uri: str, *, name: str, alias: str, version: int) -> None:
+def set_alias(uri: str, *, name: str, alias: str, version: int, registry_uri: str | None = None) -> None:
     """Points `alias` to `version`; nothing happens when it does already."""
     if not ALIAS.fullmatch(alias):
         raise ModelError(f"alias: found {alias!r}, wanted letters, digits, '_' and '-'")
-    _client(uri).set_registered_model_alias(check_name(name), alias, str(version))
+    check_name(name)
+    with answering(registry_uri or uri):
+        tracking.client(uri, registry=registry_uri).set_registered_model_alias(name, alias, str(version))
 
 
 @contextmanager
-def tracked_at(uri: str) -> Iterator[None]:
-    """Makes `uri` MLflow's process-wide tracking and registry address for a while: some of its calls know no other."""
+def tracked_at(uri: str, *, registry_uri: str | None = None) -> Iterator[None]:
+    """Makes these MLflow's process-wide addresses for a while: some of its calls know no others."""
     import mlflow
 
     before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     registry_before = mlflow.get_registry_uri() if before is not None else None
     mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
+    mlflow.set_registry_uri(registry_uri or uri)
     try:
         yield
     finally:
@@ -192,12 +206,38 @@ def _parse(model: str) -> tuple[str, str | None, int | None]:
     return matched["name"], matched["alias"], int(matched["version"]) if matched["version"] else None
 
 
-def _client(uri: str) -> Any:
-    for key, value in {**QUIET, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}.items():
-        os.environ.setdefault(key, value)
-    from mlflow import MlflowClient
+def _search_tags(client: Any, *, name: str, tags: Mapping[str, str]) -> Any:
+    wanted = " and ".join(f"tag.`{key}` = '{value}'" for key, value in tags.items())
+    found = client.search_model_versions(f"name = '{name}' and {wanted}")
+    return max((one for one in found if one.status == "READY"), key=lambda one: int(one.version), default=None)
 
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+def _search_one_by_one(client: Any, *, name: str, tags: Mapping[str, str]) -> Any:
+    """The same for Unity Catalog, which finds versions by name only and lists them without tags."""
+    versions = sorted((int(one.version) for one in client.search_model_versions(f"name = '{name}'")), reverse=True)
+    asked = (client.get_model_version(name, str(version)) for version in versions)
+    return next((one for one in asked if one.status == "READY" and tags.items() <= one.tags.items()), None)
+
+
+def _fetch(location: str, *, uri: str, name: str, cache: Path | None) -> Path:
+    """Copies a model's files to this machine; a folder in `cache` is complete once it has its name."""
+    from mlflow.artifacts import download_artifacts
+
+    if cache is None:
+        with tracking.patient():
+            return Path(download_artifacts(artifact_uri=location, tracking_uri=uri))
+    kept = cache / f"{name}-{lineage.sha256_json(location)[:12]}"
+    if not kept.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=cache))
+        try:
+            with tracking.patient():
+                fetched = Path(download_artifacts(artifact_uri=location, tracking_uri=uri, dst_path=str(partial)))
+            with suppress(OSError):  # another process was first
+                fetched.rename(kept)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return kept
 
 
 def _ensure_registered(client: Any, name: str) -> None:

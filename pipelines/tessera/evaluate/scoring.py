@@ -18,6 +18,7 @@ import pyarrow as pa
 import torch
 
 from tessera import lineage, publish
+from tessera.away import insist
 from tessera.errors import Conflict, CorruptCheckpoint
 from tessera.evaluate import baselines, stage
 from tessera.evaluate.bits_per_byte import Score, score
@@ -31,6 +32,7 @@ from tessera.shard.read.batches import batch_at, make_order, open_split, sequent
 from tessera.shard.read.shards import Shards
 from tessera.tracking import TrackedRun, TrackingSettings, set_tags, tracking_uri
 from tessera.train.run import RunFolder
+from tessera.train.ship import known_run_id
 
 TABLE = "evaluations"
 PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)
@@ -111,7 +113,7 @@ def evaluate(
     record = publish_row(home, record=record, train=train, score=scores.model)
     tell("telling MLflow")
     try:
-        log_to_mlflow(record, steps=train.steps, verdict=verdict, home=home, tracking=tracking)
+        log_to_mlflow(record, run=train.run, steps=train.steps, verdict=verdict, home=home, tracking=tracking)
     except Exception as error:  # whatever keeps MLflow away, the evaluation is published
         tell(f"MLflow was not told ({type(error).__name__}); the evaluation is in {record.table.path}")
     return record
@@ -178,17 +180,22 @@ def publish_row(home: Home, *, record: EvaluateRecord, train: TrainRecord, score
 
 
 def log_to_mlflow(
-    record: EvaluateRecord, *, steps: int, verdict: Verdict, home: Home, tracking: TrackingSettings
+    record: EvaluateRecord, *, run: str, steps: int, verdict: Verdict, home: Home, tracking: TrackingSettings
 ) -> None:
     """Adds scores as metrics at the last step, and the verdict as tags, to the run that trained the model."""
     metrics = {f"eval/{name}_bits_per_byte": bits for name, bits in record.baselines.items()}
     line = {"step": float(steps), "time": time.time(), "eval/bits_per_byte": record.bits_per_byte, **metrics}
-    TrackedRun(tracking_uri(tracking, home=home), record.run_id).log_steps([line])
     tags = {
         "tessera.gate": "passed" if verdict.passed else "failed",
         "tessera.gate_reasons": "; ".join(verdict.reasons),
     }
-    set_tags(tracking, home=home, run_id=record.run_id, tags=tags)
+    run_id = record.run_id or known_run_id(RunFolder(home.resolve(run)))  # MLflow was away while it trained
+
+    def send() -> None:
+        TrackedRun(tracking_uri(tracking, home=home), run_id).log_steps([line])
+        set_tags(tracking, home=home, run_id=run_id, tags=tags)
+
+    insist(send, seconds=tracking.flush_seconds)
 
 
 def _append(home: Home, *, record: EvaluateRecord, train: TrainRecord, score: Score) -> EvaluateRecord:

@@ -2,7 +2,8 @@
 
 The version is found again by its fingerprint, so that a run killed anywhere ends with one version and its aliases. Its
 folder holds config, weights and tokenizer, our own code, and no pickle; see `pyfunc` for how MLflow runs it.
-Costs about a second and two copies of the weights, besides the import of mlflow.
+Costs about a second and two copies of the weights, besides the import of mlflow: in functions, after `tracking.quiet`,
+for mlflow decides on telemetry when it is imported.
 """
 
 import json
@@ -14,21 +15,19 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
-import mlflow.pyfunc
 import pandas as pd
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 import tessera
-from tessera import failpoints, lineage, registry
+from tessera import failpoints, lineage, registry, tracking
+from tessera.away import answering
 from tessera.errors import CorruptCheckpoint, ModelError
 from tessera.home import Home
 from tessera.lineage import EvaluateRecord, PrepareRecord, ServeRecord, TableVersion, TrainRecord
 from tessera.progress import Tell, silent
 from tessera.serve import stage
 from tessera.serve.settings import ServeSettings
+from tessera.train.run import RunFolder
+from tessera.train.ship import known_run_id
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 WEIGHTS = "model.safetensors"
@@ -55,35 +54,42 @@ def register(
     prepare: PrepareRecord,
     settings: ServeSettings,
     tracking_uri: str,
+    registry_uri: str | None = None,
     tell: Tell = silent,
 ) -> ServeRecord:
     """The model version of these weights and this evaluation, made if it does not exist, with its aliases set.
 
     `challenger` points to it; `champion` too when its gate passed, and else stays where it is.
 
+    Args:
+        registry_uri: where models are registered, if not at `tracking_uri`.
+
     Raises:
         CorruptCheckpoint: the weights are not those of the record.
         ModelError: the run is not in MLflow.
+        TrackingError: MLflow cannot be used now.
     """
     name = settings.model_name
+    run_id = train.run_id or known_run_id(RunFolder(home.resolve(train.run)))  # MLflow was away while it trained
     fingerprint = stage.fingerprint(evaluate, settings=settings)
     wanted = {stage.FINGERPRINT_TAG: fingerprint, stage.WEIGHTS_TAG: train.weights_sha256}
     tell("looking for the model version")
-    found = registry.find_version(tracking_uri, name=name, tags=wanted)
+    found = registry.find_version(tracking_uri, name=name, tags=wanted, registry_uri=registry_uri)
     if found is None:
-        experiment_id = _experiment_of(train.run_id, tracking_uri=tracking_uri)
+        experiment_id = _experiment_of(run_id, tracking_uri=tracking_uri)
         tags = {**wanted, **lineage_tags(train=train, evaluate=evaluate, prepare=prepare)}
         with tempfile.TemporaryDirectory(prefix="tessera-register-") as folder:
             tell("packing weights, tokenizer and code")
             model = pack(home.resolve(train.checkpoint), into=Path(folder), weights_sha256=train.weights_sha256)
             tell("registering")
             found = registry.create_version(
-                tracking_uri, name=name, run_id=train.run_id, experiment_id=experiment_id, model=model, tags=tags
-            )
+                tracking_uri, name=name, run_id=run_id, experiment_id=experiment_id, model=model, tags=tags,
+                registry_uri=registry_uri,
+            )  # fmt: skip
     failpoints.hit("serve.before_alias")
     aliases = (CHALLENGER, CHAMPION) if evaluate.passed else (CHALLENGER,)
     for alias in aliases:
-        registry.set_alias(tracking_uri, name=name, alias=alias, version=found.version)
+        registry.set_alias(tracking_uri, name=name, alias=alias, version=found.version, registry_uri=registry_uri)
     return ServeRecord(
         fingerprint=fingerprint,
         inputs=evaluate.inputs,
@@ -92,7 +98,7 @@ def register(
         model=name,
         version=found.version,
         aliases=aliases,
-        run_id=train.run_id,
+        run_id=run_id,
         weights_sha256=train.weights_sha256,
     )
 
@@ -114,9 +120,11 @@ def pack(checkpoint: Path, *, into: Path, weights_sha256: str) -> Path:
     for file in sorted(checkpoint.iterdir()):
         if file.name in MODEL_FILES or (file.name.startswith("model") and file.suffix == ".safetensors"):
             _link(file, staged / file.name)
+    tracking.quiet()
+    import mlflow.pyfunc
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         mlflow.pyfunc.save_model(
             path=str(into / "model"),
             python_model=str(Path(__file__).with_name("pyfunc.py")),
@@ -132,6 +140,9 @@ def pack(checkpoint: Path, *, into: Path, weights_sha256: str) -> Path:
 
 def signature() -> Any:
     """A column `prompt` and four parameters in; answer, reason and token counts out."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
     params = (
         ("max_tokens", "long", DEFAULT_TOKENS),
         ("temperature", "double", 0.0),
@@ -176,14 +187,18 @@ def lineage_tags(*, train: TrainRecord, evaluate: EvaluateRecord, prepare: Prepa
 
 
 def _experiment_of(run_id: str, *, tracking_uri: str) -> str:
-    try:
-        run = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri).get_run(run_id)
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        raise ModelError(
-            f"MLflow has no run {run_id!r}, which trained the model; train again: tessera train --fresh"
-        ) from None
+    with answering(tracking_uri):
+        client = tracking.client(tracking_uri)
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            raise ModelError(
+                f"MLflow has no run {run_id!r}, which trained the model; train again: tessera train --fresh"
+            ) from None
     return str(run.info.experiment_id)
 
 
