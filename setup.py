@@ -13,7 +13,7 @@ BASE = [  # the command line, its configuration, and what every room stands on
     "numpy>=2.0",
 ]
 TRAIN = [  # what a rank needs, with pydantic and numpy: `python -m tessera.train.worker`
-    "torch>=2.14,<2.15",  # Linux Foundation: tensors, distributed
+    "torch>=2.11,<2.15",  # Linux Foundation: tensors, distributed; 2.11 and 2.14 were run
     "transformers>=5.17,<5.18",  # Hugging Face: model architectures whose folders load anywhere
     "safetensors>=0.6",  # Hugging Face: weights without pickle
 ]
@@ -44,7 +44,7 @@ EXTRAS = {
     ],
     "petastorm": [
         *TABLES,
-        "torch>=2.14,<2.15",
+        "torch>=2.11,<2.15",
         "petastorm>=0.12.1,<0.13",  # Uber, Apache-2.0: streams a table; 0.13 loses rows with its thread pool
     ],
     "explore": ["plotly>=6,<7"],  # Plotly, MIT: the map's plot, its script inside the page

@@ -56,13 +56,19 @@ def main() -> None:
     app()
 
 
-@app.callback()
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         print(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
 
 
 def _stage_command(stage: str) -> None:
@@ -119,6 +125,44 @@ def serve(
                 return
             print_completion(pipeline, record, prompt=prompt, as_json=as_json)
             print_record(record, as_json=as_json)
+
+    guarded(work, show=traceback)
+
+
+@app.command()
+def score(
+    source: Annotated[str | None, typer.Option(help="Table of the home, folder, or catalog.schema.name.")] = None,
+    prompt: Annotated[str | None, typer.Option(help='What a row is asked: "Summarise: {body}".')] = None,
+    key: Annotated[list[str] | None, typer.Option("--id", help="Column of the row key; may be given again.")] = None,
+    model: Annotated[str | None, typer.Option(help="models:/NAME@ALIAS or models:/NAME/VERSION.")] = None,
+    version: Annotated[int | None, typer.Option(help="Of the table; the latest without it.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Answer at most so many rows.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens of an answer.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
+    target: Target = "local",
+    assignments: Assignments = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    fresh: Fresh = False,
+    traceback: Traceback = False,
+) -> None:
+    """Answer the rows of a table in Spark, each once.
+
+    Only rows that this model version has not answered, into tables/answers; the model is the champion by default.
+    """
+    given = {
+        "source": source, "prompt": prompt, "id": key, "model": model, "version": version, "limit": limit,
+        "max_tokens": max_tokens, "temperature": temperature, "seed": seed,
+    }  # fmt: skip
+    asked = [f"score.{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
+
+    def work() -> None:
+        with opened(target, [*(assignments or []), *asked], fresh=fresh) as pipeline:
+            if dry_run:
+                print_plan(pipeline, stages=("score",), as_json=as_json)
+                return
+            print_record(pipeline.do("score"), as_json=as_json)
 
     guarded(work, show=traceback)
 

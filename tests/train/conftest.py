@@ -109,7 +109,8 @@ def make_run(set_home: Home, request: pytest.FixtureRequest) -> MakeRun:
             tokenizer="tokenizers/small", block_shards=2,
         )  # fmt: skip
         folder.spec.write_text(to_json(spec.model_dump(mode="json")))
-        folder.manifest.write_bytes((set_home.root / "shards.arrow").read_bytes())
+        for name in ("shards.arrow", "shards.json"):
+            (folder.root / name).write_bytes((set_home.root / name).read_bytes())
         folder.attempt.write_text(f"{folder.read_attempt() + 1}\n")
         return folder
 

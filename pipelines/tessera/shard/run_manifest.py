@@ -1,22 +1,32 @@
-"""What a rank knows of a shard set: one Arrow file, `shards.arrow`, in the run folder; needs pyarrow only.
+"""Writes what a rank knows of a shard set into the run folder; the launcher's side of `shard.read.manifest`.
 
-The driver resolves the Delta manifest at a version into it once; ranks open nothing else, so that they need no Delta
-library and never see a newer version. A row is a shard file; the schema's metadata says what the set is.
+The driver resolves the Delta manifest at a version into `shards.arrow` once; ranks open nothing else, so that they need
+no Delta library and never see a newer version. A row is a shard file; the schema's metadata says what the set is. Any
+Arrow reader can open the file. `shards.json` beside it serves ranks, which have no Arrow: it says where the values lie.
 """
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
 from tessera.errors import ShardSetError
 from tessera.lineage import sha256_file
+from tessera.shard.read.manifest import SPLITS, Column, Index, SetInfo, ShardFile, index_path, token_dtype
 
-FORMAT = 1
-
-SPLITS = ("train", "heldout")
+__all__ = [
+    "ROW_ORDER",
+    "SCHEMA",
+    "SPLITS",
+    "SetInfo",
+    "ShardFile",
+    "describe",
+    "read_run_manifest",
+    "shard_files",
+    "token_dtype",
+    "write_run_manifest",
+]
 
 SCHEMA = pa.schema(
     [
@@ -39,107 +49,57 @@ SCHEMA = pa.schema(
 ROW_ORDER = ("split", "generation", "bucket", "ordinal")
 
 
-@dataclass(frozen=True)
-class ShardFile:
-    """One row of a manifest."""
-
-    split: str
-    generation: int
-    """The documents version in which its documents first appeared."""
-    bucket: int
-    """Leading bits of its documents' ids."""
-    ordinal: int
-    """Counts the files of one cell and split."""
-    file: str
-    """Relative to the set's folder."""
-    num_bytes: int
-    sha256: str
-    samples: int
-    tokens: int
-    """End-of-document tokens included, padding not."""
-    text_bytes: int
-    """UTF-8 bytes of the documents that begin in this file."""
-    documents: int
-    """Documents that begin in this file."""
-    padding: int
-    buckets: int
-    """Buckets of the generation, a power of two: fixed when the generation is first written."""
-
-
-@dataclass(frozen=True)
-class SetInfo:
-    """What a set is, apart from its files."""
-
-    name: str
-    version: int
-    """The manifest's version."""
-    seq_len: int
-    end_id: int
-    vocab_size: int
-    tokenizer: str
-    """SHA-256 of the tokenizer folder."""
-    root: str
-    """The set's folder, relative to the home."""
-
-    @property
-    def dtype(self) -> str:
-        """Type of a stored token: the smallest that holds the vocabulary."""
-        return token_dtype(self.vocab_size)
-
-    def to_metadata(self) -> dict[bytes, bytes]:
-        """Arrow schema metadata, the dtype and the format spelled out."""
-        values = {**self.__dict__, "dtype": self.dtype, "format": FORMAT}
-        return {f"tessera.{key}".encode(): str(value).encode() for key, value in values.items()}
-
-    @classmethod
-    def from_metadata(cls, metadata: dict[bytes, bytes] | None) -> "SetInfo":
-        """The inverse of `to_metadata`.
-
-        Raises:
-            ShardSetError: no metadata of ours, or of a format that is not known.
-        """
-        found = {key.decode().removeprefix("tessera."): value.decode() for key, value in (metadata or {}).items()}
-        if found.get("format") not in {str(FORMAT), str(FORMAT - 1)}:
-            raise ShardSetError(
-                f"the run's shards.arrow has format {found.get('format')}, wanted {FORMAT}; start a new run"
-            )
-        numbers = {key: int(found[key]) for key in ("version", "seq_len", "end_id", "vocab_size")}
-        return cls(name=found["name"], tokenizer=found["tokenizer"], root=found["root"], **numbers)
-
-
-def token_dtype(vocab_size: int) -> str:
-    """`uint16`, or `uint32` for a vocabulary of more than 65,536 entries."""
-    return "uint16" if vocab_size <= 2**16 else "uint32"
-
-
 def write_run_manifest(table: pa.Table, path: Path) -> str:
-    """Writes a manifest, as `read_manifest` gives it, as the Arrow file `path`; returns the file's SHA-256.
+    """Writes a manifest, as `read_manifest` gives it, as the Arrow file `path` and its index; the former's SHA-256.
 
-    It takes its name only when it is complete.
+    Each takes its name only when it is complete, the index last. The Arrow file is one uncompressed batch.
     """
     SetInfo.from_metadata(table.schema.metadata)
+    batches = table.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
+    assert len(batches) == 1, "a column of the manifest is longer than an Arrow array can be"
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with partial.open("wb") as file:
         with pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table.combine_chunks())
+            writer.write_batch(batches[0])
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    return sha256_file(path)
+    index = describe(path)
+    with partial.open("w", encoding="utf-8") as text:
+        text.write(index.to_json())
+        text.flush()
+        os.fsync(text.fileno())
+    partial.replace(index_path(path))
+    return index.sha256
+
+
+def describe(path: Path) -> Index:
+    """The index of a run's `shards.arrow`: where Arrow itself, which maps the file, says that each buffer begins.
+
+    Raises:
+        ShardSetError: the file is absent, is not Arrow, or is not a manifest of ours.
+    """
+    data = _map(path)
+    reader = pa.ipc.open_file(data)
+    info = SetInfo.from_metadata(reader.schema.metadata)
+    assert reader.num_record_batches == 1, reader.num_record_batches
+    batch = reader.get_batch(0)
+    return Index(
+        sha256=sha256_file(path),
+        num_bytes=data.size,
+        rows=batch.num_rows,
+        set=info,
+        columns={field.name: _describe_column(batch[field.name], within=data) for field in batch.schema},
+    )
 
 
 def read_run_manifest(path: Path) -> pa.Table:
-    """The manifest of a run, memory-mapped.
+    """The manifest of a run as an Arrow table, memory-mapped; ranks use `shard.read.manifest.open_manifest`.
 
     Raises:
         ShardSetError: the file is absent or is not Arrow.
     """
-    try:
-        with pa.memory_map(str(path)) as source:
-            return pa.ipc.open_file(source).read_all()
-    except (OSError, pa.ArrowInvalid) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise ShardSetError(f"{path} cannot be read as a run's shard manifest ({reason}); start a new run") from None
+    return pa.ipc.open_file(_map(path)).read_all()
 
 
 def shard_files(table: pa.Table, *, split: str) -> Iterator[ShardFile]:
@@ -147,3 +107,31 @@ def shard_files(table: pa.Table, *, split: str) -> Iterator[ShardFile]:
     for row in table.to_pylist():
         if row["split"] == split:
             yield ShardFile(**row)
+
+
+def _map(path: Path) -> pa.Buffer:
+    """The bytes of an Arrow file, mapped."""
+    try:
+        with pa.memory_map(str(path)) as source:
+            data = source.read_buffer()
+        pa.ipc.open_file(data)
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ShardSetError(f"{path} cannot be read as a run's shard manifest ({reason}); start a new run") from None
+    return data
+
+
+def _describe_column(column: pa.Array, *, within: pa.Buffer) -> Column:
+    kind = {pa.int64(): "int64", pa.string(): "utf8"}[column.type]
+    assert column.null_count == column.offset == 0
+    _, *parts = column.buffers()
+    return Column(type=kind, parts=tuple(_place(part, within=within) for part in parts))
+
+
+def _place(part: pa.Buffer, *, within: pa.Buffer) -> tuple[int, int]:
+    """First byte and length of a buffer of the mapped file; Arrow gives empty ones an address of their own."""
+    if part.size == 0:
+        return 0, 0
+    first = part.address - within.address
+    assert 0 <= first <= within.size - part.size, "the file is compressed: its buffers lie elsewhere"
+    return first, part.size

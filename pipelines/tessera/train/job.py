@@ -1,6 +1,7 @@
 """Everything that a rank holds while it trains: made from the run folder, restored from its newest checkpoint.
 
-The loop only says what happens in which order; this says how. Ranks read run.json and shards.arrow, nothing else.
+The loop only says what happens in which order; this says how. Ranks read run.json, shards.json and shards.arrow, and no
+more than that.
 """
 
 import json

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.errors import CorruptShard, ShardSetError
-from tessera.shard.run_manifest import SetInfo, ShardFile, read_run_manifest, shard_files
+from tessera.shard.read.manifest import SetInfo, ShardFile, ShardFiles, open_manifest
 
 MAX_MAPPED = 256
 """Mapped files of one process: each takes a file descriptor, and memory for its starts, about 3 % of its size."""
@@ -41,12 +41,12 @@ class Mapped:
 class Shards:
     """One split of a shard set: samples by (shard, sample). May be pickled; each process maps files of its own."""
 
-    def __init__(self, files: list[ShardFile], *, info: SetInfo, root: Path, split: str) -> None:
+    def __init__(self, files: ShardFiles, *, info: SetInfo, root: Path, split: str) -> None:
         self.files = files
         self.info = info
         self.root = root
         self.split = split
-        self.samples_per_shard = np.array([file.samples for file in files], dtype=np.int64)
+        self.samples_per_shard = files.numbers("samples")
         self._mapped: OrderedDict[int, Mapped] = OrderedDict()
         self._verified: set[int] = set()
 
@@ -61,16 +61,16 @@ class Shards:
     @property
     def num_tokens(self) -> int:
         """End-of-document tokens included, padding not."""
-        return sum(file.tokens for file in self.files)
+        return int(self.files.numbers("tokens").sum())
 
     @property
     def text_bytes(self) -> int:
         """UTF-8 bytes of the split's documents."""
-        return sum(file.text_bytes for file in self.files)
+        return int(self.files.numbers("text_bytes").sum())
 
     @property
     def num_documents(self) -> int:
-        return sum(file.documents for file in self.files)
+        return int(self.files.numbers("documents").sum())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mapped": OrderedDict(), "_verified": set()}
@@ -122,9 +122,7 @@ def open_split(run_manifest: Path | str, *, split: str, shards_root: Path | str)
     Raises:
         ShardSetError: the manifest cannot be read, or the split is empty.
     """
-    table = read_run_manifest(Path(run_manifest))
-    info = SetInfo.from_metadata(table.schema.metadata)
-    files = list(shard_files(table, split=split))
+    info, files = open_manifest(Path(run_manifest), split=split)
     if not files:
         raise ShardSetError(f"shard set {info.name}@{info.version} has no {split} shards; write it from more documents")
     return Shards(files, info=info, root=Path(shards_root), split=split)
