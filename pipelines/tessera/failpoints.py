@@ -19,6 +19,9 @@ POINTS = {
     "train.after_step": "a step is done and its metrics are written",
     "checkpoint.before_record": "all files of a checkpoint are written, its record is not",
     "serve.before_alias": "a model version exists, no alias points to it",
+    "score.after_row": "a worker has answered a row, its task has not ended",
+    "score.before_commit": "a slice is answered, its commit is not made",
+    "score.after_slice": "a slice is committed, the next is not begun",
 }
 
 _passed: Counter[str] = Counter()

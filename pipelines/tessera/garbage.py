@@ -33,6 +33,13 @@ def spill(home: Home, *, before: float) -> Iterator[Garbage]:
                 yield Garbage("spill", path, "of a Spark session that is gone", size_of(path))
 
 
+def fetched_models(home: Home, *, before: float) -> Iterator[Garbage]:
+    """Copies of models that lie on an MLflow server; they are fetched again when they are wanted."""
+    for path in sorted(home.models.glob("*")):
+        if newest_change(path) < before:
+            yield Garbage("cache", path, "a copy of a model on the MLflow server", size_of(path))
+
+
 def remove(found: Iterable[Garbage]) -> int:
     """Removes what was found; bytes freed. What has gone meanwhile is passed over."""
     freed = 0

@@ -66,6 +66,11 @@ class Home:
         return self.root / "cache"
 
     @property
+    def models(self) -> Path:
+        """Models fetched from an MLflow server; may be deleted at any time."""
+        return self.cache / "models"
+
+    @property
     def mlflow_database(self) -> Path:
         return self.root / "mlflow.db"
 

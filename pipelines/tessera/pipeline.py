@@ -75,6 +75,8 @@ class Pipeline:
             UserError: the stage before has no result yet.
         """
         self._repair()
+        if stage in ("train", "evaluate", "serve"):
+            self._replay()
         work = self.stages.work(stage, after=after)
         began = time.monotonic()
         found = None if self.fresh else self._find(work)
@@ -86,14 +88,14 @@ class Pipeline:
         self.reporter.line(report.line(record))
         return record
 
-    def plan(self) -> dict[str, str]:
-        """What `run` would do, stage by stage: `reuse` or `run`. Nothing is written.
+    def plan(self, stages: Sequence[str] | None = None) -> dict[str, str]:
+        """What `run`, or these stages, would do: `reuse` or `run`, by stage. Nothing is written.
 
         Spark is asked only for a source of its catalog.
         """
         actions: dict[str, str] = {}
         record: Record | None = None
-        for stage in self.stages.names:
+        for stage in stages or self.stages.names:
             if self.fresh or (actions and "run" in actions.values()):
                 actions[stage] = "run"
                 continue
@@ -189,7 +191,7 @@ class Pipeline:
         before = time.time() - older_than_hours * 3600
         return [
             found
-            for search in (of_shards, of_runs, of_petastorm, garbage.spill)
+            for search in (of_shards, of_runs, of_petastorm, garbage.fetched_models, garbage.spill)
             for found in search(self.home, before=before)
         ]
 
@@ -198,6 +200,12 @@ class Pipeline:
         if not self._repaired:
             self._repaired = True
             self.results.repair(self.reporter.line)
+
+    def _replay(self) -> None:
+        """Sends MLflow what it lacks of finished runs, because it was away when they ended."""
+        from tessera.train import ship
+
+        ship.replay(self.home, settings=self.settings.tracking, notice=self.reporter.line)
 
     def _find(self, work: Work[Any]) -> Record | None:
         recorded = self.results.ledger.find(stage=work.stage, fingerprint=work.fingerprint)
@@ -226,8 +234,8 @@ class Pipeline:
         from tessera.serve.engine import Engine
 
         assert isinstance(record, ServeRecord)
-        uri = tracking.tracking_uri(self.settings.tracking, home=self.home)
-        folder = stage.checkpoint_folder(record, home=self.home, tracking_uri=uri)
+        uris = tracking.uris(self.settings.tracking, home=self.home)
+        folder = stage.checkpoint_folder(record, home=self.home, **uris)
         return Engine(folder, weights_sha256=record.weights_sha256)
 
     def _start_early(self, start: Callable[[], object]) -> None:

@@ -14,6 +14,7 @@ from tessera.lineage import (
     PrepareRecord,
     Record,
     SampleRecord,
+    ScoreRecord,
     ServeRecord,
     ShardRecord,
     TrainRecord,
@@ -47,6 +48,10 @@ def outcome(record: Record) -> str:
             return f"{record.bits_per_byte:.3f} bits per byte held out; the gate: {verdict}"
         case ServeRecord():
             return f"{record.model} version {record.version}: {', '.join(record.aliases)}"
+        case ScoreRecord():
+            left = f", {record.remaining:,} to go" if record.remaining else ""
+            by = f"{record.model} version {record.version}"
+            return f"{_plural(record.answered, 'row')} answered by {by}, {record.found:,} before{left}"
     return ""
 
 
@@ -154,7 +159,7 @@ def history(rows: Sequence[dict[str, Any]]) -> RenderableType:
     shown.add_column("outcome", overflow="fold")
     kinds = {
         kind.model_fields["stage"].default: kind
-        for kind in (SampleRecord, PrepareRecord, ShardRecord, TrainRecord, EvaluateRecord, ServeRecord)
+        for kind in (SampleRecord, PrepareRecord, ShardRecord, TrainRecord, EvaluateRecord, ServeRecord, ScoreRecord)
     }
     for row in rows:
         what = outcome(kinds[row["stage"]].from_json(row["record"])) if row["status"] != "failed" else ""

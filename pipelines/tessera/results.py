@@ -12,6 +12,7 @@ from tessera.lineage import (
     PrepareRecord,
     Record,
     SampleRecord,
+    ScoreRecord,
     ServeRecord,
     ShardRecord,
     TableVersion,
@@ -19,7 +20,7 @@ from tessera.lineage import (
 )
 from tessera.tables import Ledger
 
-PUBLISHED = (SampleRecord, PrepareRecord, ShardRecord, EvaluateRecord)
+PUBLISHED = (SampleRecord, PrepareRecord, ShardRecord, EvaluateRecord, ScoreRecord)
 """Records that stand in a publishing commit, so that the ledger can be repaired from it."""
 
 RecordT = TypeVar("RecordT", bound=Record)
@@ -36,7 +37,7 @@ class Results:
         """Adds to the ledger what was published and, after a kill, not yet written there."""
         tables = (self.home.tables / "python_docs", self.home.documents, *self.home.shards.glob("*/manifest"))
         kinds = {kind.model_fields["stage"].default: kind for kind in PUBLISHED}
-        for table in (*tables, self.home.evaluations):
+        for table in (*tables, self.home.evaluations, self.home.answers):
             record = publish.read_record(table)
             if record is not None and self.ledger.repair(kinds[record["stage"]].model_validate(record)):
                 notice(f"ledger: the row of a published {record['stage']} was missing and is added")
@@ -63,7 +64,7 @@ class Results:
         for row in reversed(self.ledger.rows()):
             if row["stage"] == "evaluate" and row["status"] == "done":
                 record = EvaluateRecord.from_json(row["record"])
-                if record.run_id == serve.run_id and record.weights_sha256 == serve.weights_sha256:
+                if record.weights_sha256 == serve.weights_sha256:
                     return record
         raise UserError(f"the evaluation of {serve.model} version {serve.version} is not in the ledger")
 

@@ -10,6 +10,7 @@ from tessera.errors import ConfigError
 from tessera.evaluate.settings import EvaluateSettings
 from tessera.explore.settings import ExploreSettings
 from tessera.prepare.settings import PrepareSettings, SampleSettings
+from tessera.serve.score_settings import ScoreSettings
 from tessera.serve.settings import ServeSettings
 from tessera.shard.settings import ShardSettings
 from tessera.spark import SparkSettings
@@ -28,6 +29,7 @@ class Settings(Section):
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     serve: ServeSettings = ServeSettings()
+    score: ScoreSettings = ScoreSettings()
     explore: ExploreSettings = ExploreSettings()
     spark: SparkSettings = SparkSettings()
     tracking: TrackingSettings = TrackingSettings()

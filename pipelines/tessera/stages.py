@@ -16,6 +16,7 @@ from tessera.lineage import (
     PrepareRecord,
     Record,
     SampleRecord,
+    ScoreRecord,
     ServeRecord,
     ShardRecord,
     TrainRecord,
@@ -96,6 +97,8 @@ class Stages:
                 return self.train(self._before(ShardRecord, after))
             case "evaluate":
                 return self.evaluate(self._before(TrainRecord, after))
+            case "score":
+                return self.score()
         return self.serve(self._before(EvaluateRecord, after))
 
     def _before(self, kind: type[RecordT], record: Record | None) -> RecordT:
@@ -238,7 +241,7 @@ class Stages:
         from tessera.serve import stage
 
         settings = self.settings.serve
-        uri = tracking.tracking_uri(self.settings.tracking, home=self.home)
+        uris = tracking.uris(self.settings.tracking, home=self.home)
 
         def make(tell: Tell) -> ServeRecord:
             from tessera.serve.register import register
@@ -250,13 +253,37 @@ class Stages:
                 evaluate=evaluate,
                 prepare=self.results.prepare_of(self.results.shard_of(train)),
                 settings=settings,
-                tracking_uri=uri,
                 tell=tell,
+                **uris,
             )
 
         return Work(
             kind=ServeRecord,
             fingerprint=stage.fingerprint(evaluate, settings=settings),
-            holds=lambda record: stage.verify(record, home=self.home, tracking_uri=uri),
+            holds=lambda record: stage.verify(record, home=self.home, **uris),
+            make=make,
+        )
+
+    def score(self) -> Work[ScoreRecord]:
+        """Not of the line: asked for by itself, about any table."""
+        from tessera.serve import answers
+
+        settings = self.settings.score
+        source = answers.find_source(settings, home=self.home, spark=self.spark)
+        uris = tracking.uris(self.settings.tracking, home=self.home)
+        named = settings.model or f"models:/{self.settings.serve.model_name}@champion"
+        model = answers.find_model(model=named, home=self.home, **uris)
+
+        def make(tell: Tell) -> ScoreRecord:
+            tell("starting Spark")
+            session = self.spark()
+            from tessera.serve.batch import score
+
+            return score(session, source=source, settings=settings, model=model, home=self.home, tell=tell)
+
+        return Work(
+            kind=ScoreRecord,
+            fingerprint=answers.fingerprint(source, settings=settings, model=model),
+            holds=lambda record: answers.verify(record, source=source, home=self.home),
             make=make,
         )
