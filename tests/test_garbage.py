@@ -70,6 +70,21 @@ def test_a_shard_file_is_kept_while_one_version_names_it(home: Home) -> None:
     assert list(of_shards(home, before=before())) == []
 
 
+def test_a_version_that_was_vacuumed_keeps_no_file_and_the_newest_must_be_read(home: Home) -> None:
+    for name in ("old", "new"):
+        write(home.shards / "docs" / "train" / f"{name}.mds")
+    publish_manifest(home, "train/old.mds")
+    (vacuumed,) = (home.shards / "docs" / "manifest").glob("*.parquet")
+    publish_manifest(home, "train/new.mds")
+    vacuumed.unlink()
+
+    assert names(list(of_shards(home, before=before())), home) == {"shards/docs/train/old.mds"}
+    for left in (home.shards / "docs" / "manifest").glob("*.parquet"):
+        left.unlink()
+    with pytest.raises(OSError, match="parquet"):
+        list(of_shards(home, before=before()))
+
+
 def make_run(home: Home, name: str, *, steps: tuple[int, ...], finished: bool, days: float = 2) -> RunFolder:
     folder = RunFolder(home.runs / name)
     for step in steps:
@@ -126,3 +141,14 @@ def test_spill_goes_when_nothing_below_it_is_young(home: Home, days: float) -> N
 
     assert names(found, home) == ({"spark/spark-1"} if days else set())
     assert [one.num_bytes for one in found] == ([20] if days else [])
+    with home.spill_lock.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # a session that rests
+        assert list(garbage.spill(home, before=before())) == []
+
+
+def test_only_what_is_gone_counts_as_freed(home: Home) -> None:
+    file = write(home.spill / "spark-1" / "a")
+    taken = garbage.Garbage("spill", file, "", 10)
+    kept = garbage.Garbage("spill", Path("/proc/version"), "", 99)  # nobody can remove that
+
+    assert garbage.remove([taken, kept]) == 10

@@ -34,7 +34,7 @@ RANKS = {
 """A room imports itself, rooms of a lower rank and root modules; prepare and shard leave the model alone."""
 
 WALLS = {
-    "pyspark": ("spark.py", "prepare/", "shard/write/", "train/launch.py", "serve/batch.py"),
+    "pyspark": ("spark.py", "connect.py", "prepare/", "shard/write/", "train/launch.py", "serve/batch.py"),
     "delta": ("spark.py", "prepare/", "shard/write/"),
     "torch": ("model/", "shard/read/", "train/", "evaluate/", "serve/"),
     "transformers": ("model/", "train/", "serve/"),

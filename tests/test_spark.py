@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tessera import java
 from tessera import spark as spark_module
 from tessera.errors import SetupError
 from tessera.home import Home
@@ -29,8 +30,8 @@ def test_the_machines_java_is_taken_when_it_fits(tmp_path: Path, monkeypatch: py
     fits = fake_java(tmp_path / "jdk21", version="21.0.8")
     monkeypatch.setenv("JAVA_HOME", str(fits))
 
-    assert spark_module.find_java() == fits
-    assert spark_module.java_version(fits) == 21
+    assert java.find_java() == fits
+    assert java.java_version(fits) == 21
 
 
 def test_another_java_is_passed_over_for_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,9 +40,9 @@ def test_another_java_is_passed_over_for_the_wheel(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PATH", f"{old / 'bin'}:/usr/sbin")
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "prefix"))
 
-    wrapper = spark_module.find_java()
+    wrapper = java.find_java()
 
-    assert spark_module.java_version(wrapper) == 21
+    assert java.java_version(wrapper) == 21
     flag = "--add-modules=jdk.incubator.vector"
     ran = subprocess.run([wrapper / "bin" / "java", flag, "-version"], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
@@ -72,10 +73,10 @@ def test_a_session_runs_on_the_java_of_the_wheel(tmp_path: Path) -> None:
     """As on a machine with no Java at all: a Delta table is written and read."""
     script = (
         "import sys; from pathlib import Path\n"
-        "from tessera import spark; from tessera.home import Home\n"
+        "from tessera import java, spark; from tessera.home import Home\n"
         "session = spark.session(spark.SparkSettings(driver_memory='1g'), home=Home(Path(sys.argv[1])))\n"
         "session.range(5).write.format('delta').save(sys.argv[1] + '/t')\n"
-        "print(session.read.format('delta').load(sys.argv[1] + '/t').count(), spark.find_java())\n"
+        "print(session.read.format('delta').load(sys.argv[1] + '/t').count(), java.find_java())\n"
         "spark.stop()\n"
     )
     bare = {key: value for key, value in os.environ.items() if key != "JAVA_HOME"}

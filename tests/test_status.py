@@ -98,6 +98,14 @@ def test_a_result_is_stale_when_its_inputs_have_newer_versions(home: Home, ticke
     assert stale(home)["shard"] == "prepare is stale"
 
 
+def test_a_source_that_cannot_be_asked_is_told(home: Home) -> None:
+    add(home, prepared(0, version=0))  # tickets was never written here
+    (found,) = examine(home).stages
+
+    assert found.stale == ""
+    assert "tickets was not asked: prepare.sources: there is no table tickets" in found.unknown
+
+
 def test_what_failed_last_is_told_until_it_succeeds(home: Home, tickets: Path) -> None:
     add(home, prepared(0, version=0))
     add(home, Record(stage="train", fingerprint="t", error="rank 1 was killed"), outcome="failed")

@@ -151,11 +151,13 @@ def score(
 
     Only rows that this model version has not answered, into tables/answers; the model is the champion by default.
     """
+    import yaml
+
     given = {
         "source": source, "prompt": prompt, "id": key, "model": model, "version": version, "limit": limit,
         "max_tokens": max_tokens, "temperature": temperature, "seed": seed,
     }  # fmt: skip
-    asked = [f"score.{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
+    asked = [f"score.{name}={yaml.safe_dump(value)}" for name, value in given.items() if value is not None]
 
     def work() -> None:
         with opened(target, [*(assignments or []), *asked], fresh=fresh) as pipeline:
@@ -272,15 +274,14 @@ def gc(
 
         with opened(target, None) as pipeline:
             found = pipeline.garbage(older_than_hours=older_than)
-            if delete:
-                garbage.remove(found)
+            freed = garbage.remove(found) if delete else None
             if as_json:
                 listed = [{**dataclasses.asdict(one), "path": pipeline.home.relative(one.path)} for one in found]
-                print(json.dumps({"deleted": delete, "garbage": listed}, sort_keys=True), flush=True)
+                print(json.dumps({"freed_bytes": freed, "garbage": listed}, sort_keys=True), flush=True)
                 return
             from tessera import report
 
-            Console(highlight=False).print(report.garbage(found, home=pipeline.home, deleted=delete))
+            Console(highlight=False).print(report.garbage(found, home=pipeline.home, freed=freed))
 
     guarded(work, show=traceback)
 

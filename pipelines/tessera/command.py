@@ -1,7 +1,9 @@
 """What commands share: options, one line for an error, a pipeline that is closed in the end, and how things print."""
 
 import json
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -85,9 +87,27 @@ def opened(target: str, assignments: list[str] | None, *, fresh: bool = False) -
 
     pipeline = Pipeline(settings, home=Home.from_environment(), target=target, fresh=fresh)
     try:
-        yield pipeline
+        with _sigterm_interrupts():
+            yield pipeline
     finally:
         pipeline.close()
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Lets a cancelled job end as on Ctrl-C: ranks are stopped, MLflow is told. Only a main thread gets signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def print_plan(pipeline: "Pipeline", *, as_json: bool, stages: Sequence[str] | None = None) -> None:

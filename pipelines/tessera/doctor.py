@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from tessera import spark
+from tessera import java, spark
 from tessera.errors import SetupError
 from tessera.home import Home
 
@@ -40,8 +40,8 @@ def examine(home: Home) -> list[Finding]:
 
 def _java(home: Home) -> Iterator[Finding]:
     try:
-        java_home = spark.find_java()
-        yield Finding("java", True, f"{spark.java_version(java_home)} in {java_home}")
+        java_home = java.find_java()
+        yield Finding("java", True, f"{java.java_version(java_home)} in {java_home}")
     except SetupError as error:
         yield Finding("java", False, str(error))
 

@@ -1,15 +1,17 @@
 """What lies in a home and is needed by nothing: found by the rooms, listed with its size, and removed when asked for.
 
-Finding costs a walk over the folders and a read of the manifests; nothing is opened. Everything younger than a day is
-left alone, since a writer may still be about to name it.
+Finding costs a walk over the folders and a read of the manifests; nothing else is opened. What is young is left alone,
+by default for a day, since a writer may still be about to name it.
 """
 
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tessera.home import Home
+from tessera.locks import is_shared_or_held
 
 SPARK_SCRATCH = ("spark-*", "blockmgr-*", "artifacts*", "jvm.log")
 """What a session leaves in the spill folder when it is killed."""
@@ -26,7 +28,12 @@ class Garbage:
 
 
 def spill(home: Home, *, before: float) -> Iterator[Garbage]:
-    """Scratch of Spark sessions that ended without cleaning up; `before` is in Unix seconds."""
+    """Scratch of Spark sessions that ended without cleaning up; `before` is in Unix seconds.
+
+    Nothing while a session of this home runs: its block manager may rest for days.
+    """
+    if is_shared_or_held(home.spill_lock):
+        return
     for pattern in SPARK_SCRATCH:
         for path in home.spill.glob(pattern):
             if newest_change(path) < before:
@@ -41,15 +48,17 @@ def fetched_models(home: Home, *, before: float) -> Iterator[Garbage]:
 
 
 def remove(found: Iterable[Garbage]) -> int:
-    """Removes what was found; bytes freed. What has gone meanwhile is passed over."""
+    """Removes what was found; bytes freed: of what is gone afterwards, since some of it may not be ours to remove."""
     freed = 0
     for one in found:
         if one.path.is_dir():
-            (one.path / "record.json").unlink(missing_ok=True)  # a folder without its record does not exist
+            with suppress(OSError):
+                (one.path / "record.json").unlink(missing_ok=True)  # a folder without its record does not exist
             shutil.rmtree(one.path, ignore_errors=True)
         else:
-            one.path.unlink(missing_ok=True)
-        freed += one.num_bytes
+            with suppress(OSError):
+                one.path.unlink(missing_ok=True)
+        freed += 0 if one.path.exists() else one.num_bytes
     return freed
 
 

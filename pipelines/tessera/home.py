@@ -62,6 +62,11 @@ class Home:
         return self.root / "spark"
 
     @property
+    def spill_lock(self) -> Path:
+        """Held by every process with a Spark session that spills here."""
+        return self.spill / ".lock"
+
+    @property
     def cache(self) -> Path:
         return self.root / "cache"
 

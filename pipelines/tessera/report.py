@@ -110,6 +110,8 @@ def status(found: "Status") -> RenderableType:
         stages.add_column(name, no_wrap=name != "state", overflow="fold")
     for one in found.stages:
         state = f"stale: {one.stale}" if one.stale else "current"
+        if one.unknown:
+            state = f"current as far as is known; {one.unknown}"
         stages.add_row(one.stage, _moment(one.at), f"{state}\n{outcome(one.record)}")
     parts: list[RenderableType] = [stages if found.stages else Text("nothing was made here yet; begin: tessera run")]
     for run in found.runs:
@@ -121,8 +123,8 @@ def status(found: "Status") -> RenderableType:
     return Group(*parts)
 
 
-def garbage(found: Sequence[Garbage], *, home: Home, deleted: bool) -> RenderableType:
-    """What nothing needs, by kind, with sizes; fit for 80 columns."""
+def garbage(found: Sequence[Garbage], *, home: Home, freed: int | None) -> RenderableType:
+    """What nothing needs, with sizes, and the bytes that were freed, if any were to be; fit for 80 columns."""
     shown = Table(box=None, pad_edge=False)
     shown.add_column("what nothing needs", overflow="fold")
     shown.add_column("size", justify="right", no_wrap=True)
@@ -132,7 +134,9 @@ def garbage(found: Sequence[Garbage], *, home: Home, deleted: bool) -> Renderabl
     total = size(sum(one.num_bytes for one in found))
     if not found:
         return Text("nothing to remove")
-    last = f"{total} removed" if deleted else f"{total} could be removed; nothing was: tessera gc --delete"
+    last = f"{total} could be removed; nothing was: tessera gc --delete"
+    if freed is not None:
+        last = f"{size(freed)} of {total} removed"
     return Group(shown, Text(f"\n{last}"))
 
 

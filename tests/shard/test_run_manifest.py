@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tessera.errors import ShardSetError
 from tessera.shard.read.manifest import SetInfo, ShardFile, index_path, open_manifest
-from tessera.shard.run_manifest import SCHEMA, read_run_manifest, write_run_manifest
+from tessera.shard.run_manifest import SCHEMA, ensure_index, read_run_manifest, write_run_manifest
 
 INFO = SetInfo(
     name="docs", version=3, seq_len=64, end_id=0, vocab_size=70_000, tokenizer="ab" * 32, root="shards/żółw 🐢"
@@ -124,10 +124,11 @@ def test_a_damaged_index_is_refused(tmp_path, change, words):
         open_manifest(path, split="train")
 
 
-def test_a_run_from_before_there_was_an_index_is_read_with_arrow(tmp_path):
+def test_a_run_from_before_there_was_an_index_gets_one(tmp_path):
     path = tmp_path / "shards.arrow"
     write_run_manifest(table_of(plain_rows(3)), path)
     index_path(path).unlink()
+    ensure_index(path)
 
     assert list(open_manifest(path, split="train")[1]) == by_arrow(path, split="train")
 
@@ -140,7 +141,7 @@ def test_a_compressed_file_is_not_taken_for_a_plain_one(tmp_path):
         writer.write_table(table)
 
     with pytest.raises(AssertionError, match="compressed"):
-        open_manifest(path, split="train")
+        ensure_index(path)
 
 
 def test_the_file_says_what_the_set_is_to_any_arrow_reader(tmp_path):
@@ -173,4 +174,6 @@ def test_ranks_read_it_without_arrow_and_say_what_is_missing(tmp_path):
     assert read().stdout == "4\n"
     index_path(path).unlink()
     assert "ShardSetError" in (said := read().stderr)
-    assert "shards.json is absent" in said
+    assert "shards.json cannot be read" in said
+    ensure_index(path)  # as evaluating a run of the version before does
+    assert read().stdout == "4\n"

@@ -110,4 +110,4 @@ def test_a_run_folder_without_its_index_says_so(python, make_run):
     index_path(folder.manifest).unlink(missing_ok=True)
     assert run_bare(python, folder, ranks=1).returncode == 1
 
-    assert "shards.json is absent" in (folder.errors / "rank-0.json").read_text()
+    assert "shards.json cannot be read" in (folder.errors / "rank-0.json").read_text()

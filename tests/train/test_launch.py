@@ -9,7 +9,7 @@ from tessera.train import failure
 from tessera.train import run as runs
 from tessera.train.loop import train
 from tessera.train.metrics import Tail, Writer, cut_back
-from tessera.train.run import RunFolder
+from tessera.train.run import RunFolder, RunSpec
 from tessera.train.settings import TrainSettings
 
 
@@ -126,7 +126,10 @@ def test_a_failure_names_the_rank_that_failed_and_why(tmp_path):
     assert "no rank left a record" in failure.find(folder).said
 
     leave(folder, 0, "RuntimeError", PEER)
-    assert failure.find(folder).said == f"the ranks lost each other: rank 0: {PEER}"
+    assert failure.find(folder).said == f"the ranks lost each other; rank 0: {PEER}"
+    spec = RunSpec(run="a", fingerprint="f", settings=TrainSettings(ranks=2), tokenizer="t", block_shards=1)
+    folder.spec.write_text(runs.to_json(spec.model_dump(mode="json")))
+    assert failure.find(folder).said.startswith("rank 1 ended and left no word")
 
     folder.log.write_text("E1125 failed (exitcode: -9) local_rank: 0 (pid: 12) of binary: python")
     assert "a rank was killed by signal 9" in failure.find(folder).said
@@ -151,6 +154,26 @@ def test_only_the_words_of_the_start_that_is_asked_for_count(tmp_path):
 
     assert "rank 1 failed: KeyError" in failure.find(folder).said
     assert "rank 0 failed: MemoryError" in failure.find(folder, start=(1, 0)).said
+
+
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        (
+            "python: Error while finding module specification (ModuleNotFoundError: No module named 'tessera')",
+            "install",
+        ),
+        ("FileNotFoundError: [Errno 2] No such file or directory: '/mnt/home/runs/a/run.json'", "same path"),
+        ("RuntimeError: This cluster has TLS encryption enabled", "ignoreSsl"),
+    ],
+)
+def test_a_cluster_that_is_not_ready_is_said_and_not_tried_again(tmp_path, said, advice):
+    folder = RunFolder(tmp_path)
+    folder.log.write_text(f"{said}\n{SUMMARY.replace('-9', '1')}")
+    found = failure.find(folder)
+
+    assert advice in found.said
+    assert (found.verdict, found.exit_status) == (True, 2)
 
 
 def test_what_the_user_can_mend_is_told_as_such(tmp_path):

@@ -149,7 +149,8 @@ def test_torchrun_starts_killed_ranks_again_and_the_weights_are_the_same(make_ru
     assert killed.read_starts() == [(1, 0), (1, 1)]
     assert killed.read_result().weights_sha256 == whole.read_result().weights_sha256
     assert metric_lines(killed) == metric_lines(whole)
-    assert "was killed by signal 9" in failure.find(killed, start=(1, 0)).said
+    said = failure.find(killed, start=(1, 0)).said  # the second where torchrun saw the survivor's end first
+    assert "was killed by signal 9" in said or "ended and left no word" in said
 
 
 @distributed

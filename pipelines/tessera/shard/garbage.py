@@ -1,7 +1,6 @@
 """Shard files that no version of a set's manifest names: of writers that were killed, and of twins that lost."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 
 from tessera import tables
 from tessera.errors import SourceError
@@ -30,9 +29,14 @@ def _named(home: Home, *, set_name: str) -> set[str]:
     path = manifest_path(home, name=set_name)
     if not tables.exists(path):
         return set()
+    table = tables.open_table(path)
     named: set[str] = set()
-    for entry in tables.open_table(path).history():
-        with suppress(SourceError):  # vacuumed: nobody can read that version any more
+    for entry in table.history():
+        try:
             rows = tables.read(path, version=int(entry["version"]), columns=["file"])
             named.update(rows["file"].to_pylist())
+        except (SourceError, OSError):
+            if int(entry["version"]) == table.version():
+                raise
+            # an older one was vacuumed: nobody can read it any more
     return named

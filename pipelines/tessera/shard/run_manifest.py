@@ -64,13 +64,24 @@ def write_run_manifest(table: pa.Table, path: Path) -> str:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+    return _write_index(path).sha256
+
+
+def ensure_index(path: Path) -> None:
+    """Writes the index of a run from before there was one; nothing happens where it exists."""
+    if not index_path(path).exists():
+        _write_index(path)
+
+
+def _write_index(path: Path) -> Index:
     index = describe(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     with partial.open("w", encoding="utf-8") as text:
         text.write(index.to_json())
         text.flush()
         os.fsync(text.fileno())
     partial.replace(index_path(path))
-    return index.sha256
+    return index
 
 
 def describe(path: Path) -> Index:

@@ -21,6 +21,13 @@ SUMMARY = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s*exitcode\s*: (-?\d+)
 """Torchrun's last words, of each machine: the last entry is the failure it saw first."""
 SEEN = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: \d+")
 """What torchrun says at once when a rank ends, before it starts the ranks again."""
+FAULTS = (
+    (r"No module named '?tessera", "the workers have no Tessera: install it there, with the extra `train`"),
+    (r"No such file or directory: '\S*run\.json'", "the workers do not see the home: mount it there at the same path"),
+    (r"TLS encryption enabled", "spark.ssl.enabled is true, and torch would speak between ranks without encryption; "
+     "accept it with pytorch.spark.distributor.ignoreSsl=true in spark.conf"),
+)  # fmt: skip
+"""What ranks that never began leave in the log, and what the user can mend."""
 FRAMES = 5
 """Of a rank's traceback, the innermost."""
 OWN_WORD = ("1", "-15")
@@ -56,10 +63,17 @@ def find(folder: RunFolder, *, start: tuple[int, int] | None = None) -> Failure:
     causes = [entry for entry in said if not _is_secondary(entry)]
     if causes:
         return _of_rank(causes[0])
-    if dead := _first_dead(folder.log):
+    log = _read(folder.log)
+    for pattern, advice in FAULTS:
+        if re.search(pattern, log):
+            return Failure(advice, verdict=True, exit_status=UserError.exit_status)
+    if dead := _first_dead(log):
         return Failure(f"{dead}, perhaps for want of memory, and left no word")
     if said:
-        return Failure(f"the ranks lost each other: rank {said[0]['rank']}: {said[0]['message']}")
+        lost = f"rank {said[0]['rank']}: {said[0]['message']}"
+        silent = sorted(set(range(_num_ranks(folder))) - {entry["rank"] for entry in said})
+        who = f"rank {silent[0]} ended and left no word, perhaps killed for want of memory" if silent else ""
+        return Failure(f"{who or 'the ranks lost each other'}; {lost}")
     return Failure("no rank left a record or an error, they never started or all were killed")
 
 
@@ -70,6 +84,13 @@ def _of_rank(entry: Mapping[str, Any]) -> Failure:
     if entry["trace"] and not entry["verdict"]:
         said += f", in {' > '.join(entry['trace'][-FRAMES:])}"
     return Failure(said, verdict=entry["verdict"])
+
+
+def _num_ranks(folder: RunFolder) -> int:
+    try:
+        return folder.read_spec().settings.ranks
+    except TrainingFailed:
+        return 0
 
 
 def _said(folder: RunFolder, *, start: tuple[int, int] | None) -> Sequence[Mapping[str, Any]]:
@@ -83,16 +104,19 @@ def _said(folder: RunFolder, *, start: tuple[int, int] | None) -> Sequence[Mappi
     return sorted(said, key=lambda entry: entry["time"])
 
 
-def _first_dead(log: Path) -> str | None:
-    """Which rank ended without a word of its own, as torchrun reports it last."""
+def _read(log: Path) -> str:
     try:
-        text = log.read_text(encoding="utf-8", errors="replace")
+        return log.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return None
-    reported = [found for found in SUMMARY.findall(text) if found[1] not in OWN_WORD]
+        return ""
+
+
+def _first_dead(log: str) -> str | None:
+    """Which rank ended without a word of its own, as torchrun reports it last."""
+    reported = [found for found in SUMMARY.findall(log) if found[1] not in OWN_WORD]
     if reported:
         return f"rank {reported[-1][0]} was {_ended(int(reported[-1][1]))}"
-    seen = [status for status in SEEN.findall(text) if status not in OWN_WORD]
+    seen = [status for status in SEEN.findall(log) if status not in OWN_WORD]
     return f"a rank was {_ended(int(seen[-1]))}" if seen else None
 
 

@@ -1,14 +1,17 @@
 """Checkpoints that no record names, and runs that nobody went on with."""
 
-import fcntl
 import json
+import time
 from collections.abc import Iterator
 
+from tessera import locks
 from tessera.garbage import Garbage, newest_change, size_of
 from tessera.home import Home
 from tessera.tables import Ledger
 from tessera.train.run import RunFolder
 
+BEAT_SECONDS = 30.0
+"""A heartbeat this young is of a launcher that lives; clocks of machines may differ by seconds."""
 ABANDONED_SECONDS = 30 * 86_400
 """An unfinished run that was left alone for so long is not expected to be resumed."""
 
@@ -32,15 +35,9 @@ def garbage(home: Home, *, before: float) -> Iterator[Garbage]:
 
 
 def is_running(folder: RunFolder) -> bool:
-    """Whether a launcher on this machine holds the run."""
-    try:
-        with folder.lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    """Whether a launcher on this machine holds the run, or one elsewhere has just shown a sign of life."""
+    beats = folder.beat.exists() and folder.beat.stat().st_mtime > time.time() - BEAT_SECONDS
+    return beats or locks.is_held(folder.lock)
 
 
 def _recorded(home: Home) -> set[str]:

@@ -24,8 +24,6 @@ from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 
 import tessera
-from tessera import tasks
-from tessera.errors import ConfigError
 from tessera.home import Home
 from tessera.lineage import ShardRecord, TableVersion, TrainRecord, code_version
 from tessera.progress import Tell
@@ -38,15 +36,11 @@ from tessera.train.metrics import Tail
 from tessera.train.run import RunFolder, RunResult, RunSpec
 from tessera.train.settings import TrainSettings
 from tessera.train.ship import Shipper
+from tessera.train.slots import gpus_of_task, on_cluster
 from tessera.train.surroundings import LogServer, beside, heartbeat
 
 WORKER = "tessera.train.worker"
 POLL_SECONDS = 0.5
-SLOT_SECONDS = 5.0
-"""How long executors that are still registering are waited for."""
-GPUS_OF_TASK = "spark.task.resource.gpu.amount"
-PARALLELISM = ("spark.default.parallelism", "spark.sql.leafNodeDefaultParallelism")
-"""With one of them set, Spark's parallelism says nothing of its cores."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +67,7 @@ def train(
 
     Raises:
         Conflict: another process trains this run now.
-        ConfigError: the cluster has fewer slots than ranks, or no GPUs though they are asked for.
+        ConfigError: the cluster cannot hold the ranks: see `slots.on_cluster`.
         TrainingFailed: the ranks ended without finishing, once too often; names the rank and what it said.
     """
     began = time.monotonic()
@@ -143,52 +137,6 @@ def tags_of(
     }
 
 
-def on_cluster(spark: SparkSession, *, settings: TrainSettings) -> TrainSettings:
-    """The settings with the threads that Spark gives a task, after a look at whether the cluster can hold the ranks.
-
-    Without it Spark would try a barrier stage that does not fit again and again, for ten minutes.
-
-    Raises:
-        ConfigError: too few slots, or GPUs are asked for and Spark was given none to schedule.
-    """
-    gpus = int(spark.conf.get(GPUS_OF_TASK, "0") or 0)
-    if settings.device == "cuda" and not gpus:
-        raise ConfigError(
-            f"train.device is cuda, but {GPUS_OF_TASK} is not set; set it and spark.executor.resource.gpu.amount "
-            "in spark.conf, or set train.device=auto"
-        )
-    wanted = settings.ranks // max(gpus, 1)
-    found = _slots(spark, wanted=wanted)
-    if found is not None and found < wanted:
-        raise ConfigError(
-            f"train.ranks {settings.ranks} takes {wanted} tasks at once, the cluster has slots for {found}; "
-            f"start more workers, or set train.ranks={max(found, 1) * max(gpus, 1)}"
-        )
-    threads = settings.threads or int(spark.conf.get("spark.task.cpus", "1") or 1)
-    return settings.model_copy(update={"threads": threads})
-
-
-def _slots(spark: SparkSession, *, wanted: int) -> int | None:
-    """Tasks that the cluster can run at once; None where the session cannot say."""
-    deadline = time.monotonic() + SLOT_SECONDS
-    while (found := _slots_now(spark)) is not None and found < wanted and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
-    return found
-
-
-def _slots_now(spark: SparkSession) -> int | None:
-    """See `_slots`. Spark Connect knows cores alone: those that have registered, or two of a cluster that has fewer."""
-    if tasks.context_of(spark) is None:
-        if any(spark.conf.get(key, None) for key in PARALLELISM):
-            return None
-        return tasks.parallelism(spark) // int(spark.conf.get("spark.task.cpus", "1") or 1)
-    try:
-        context = spark.sparkContext._jsc.sc()
-    except Exception:  # a platform that lets nobody at its JVM
-        return None
-    return int(context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile()))
-
-
 def _result_tags(result: RunResult) -> dict[str, str]:
     """What the run's end adds to its lineage."""
     return {"tessera.weights_sha256": result.weights_sha256, "tessera.parameters": str(result.parameters)}
@@ -221,7 +169,7 @@ def _run_ranks(
     settings = spec.settings
     cluster = settings.placement == "cluster"
     tell(f"starting {settings.ranks} ranks{' on the cluster' if cluster else ''}")
-    gpus = cluster and settings.device != "cpu" and int(spark.conf.get(GPUS_OF_TASK, "0") or 0) > 0
+    gpus = cluster and gpus_of_task(spark, settings=settings) > 0
     with _told(folder, spec=spec, tell=tell), folder.log.open("w", encoding="utf-8") as log:
         # Beside the driver, use_gpu would ask for GPUs that Spark owns; there ranks choose their device by themselves.
         distributor = TorchDistributor(num_processes=settings.ranks, local_mode=not cluster, use_gpu=gpus)

@@ -4,25 +4,24 @@ The cursor (the last step sent) is kept in the run folder. MLflow may be slow, h
 sending is tried again. Whenever an answer did not come, MLflow is asked for its newest complete step before anything is
 sent again, and what is sent again is the same to the last bit, so that a store that took it already knows it.
 
-What MLflow lacks when a run ends is said, stays in metrics.jsonl, and is sent by the next launch of the run or, when
-the run is finished, by the next command (`replay`): mlflow.json says beside it what else MLflow is to know.
+What MLflow lacks when a run ends is said, stays in metrics.jsonl, and is sent by the next launch of the run or by a
+later command (see `replay`): mlflow.json says beside it what else MLflow is to know, and how and when the run ended.
 """
 
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tessera import away, tracking
-from tessera.errors import Conflict
 from tessera.home import Home
 from tessera.lineage import TableVersion
 from tessera.tracking import TrackedRun, TrackingSettings
 from tessera.train.metrics import Tail
-from tessera.train.run import RunFolder, launcher_lock, to_json, write_durable
+from tessera.train.run import RunFolder, to_json, write_durable
 
 CURSOR, ABOUT = "shipped.json", "mlflow.json"
 SHIP_SECONDS = 2.0
@@ -30,9 +29,20 @@ RETRY_SECONDS = 5.0
 """The longest pause before a store that is away is tried again; the first is a tenth of it."""
 QUIT_SECONDS = 3.0
 """How long the end of a run that was stopped or failed waits for MLflow: its next launch goes on."""
-REPLAY_SECONDS = 12.0
-"""How long a later command waits for a server that is silent."""
 FINISHED = "FINISHED"
+LATER = "the next tessera train, evaluate, serve, run or explore sends what is missing"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended, which MLflow is to show."""
+
+    status: str
+    """FINISHED, FAILED or KILLED."""
+    time: float
+    """When, in Unix seconds."""
+    tags: Mapping[str, str]
+    """What the end adds to the run's lineage."""
 
 
 class Shipper:
@@ -60,18 +70,20 @@ class Shipper:
         self._shipped = -1
         self._certain = True
         self._sampled = 0.0
-        self._trouble = ""
-        self._status = ""
-        self._last_tags: Mapping[str, str] = {}
+        self._trouble: Exception | None = None
+        self._ending: Ending | None = None
         self._ended = False
         self._deadline = float("inf")
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="metrics-shipper", daemon=True)
 
     def start(self) -> None:
-        """Writes down what MLflow is to know, and begins to send."""
+        """Writes down what MLflow is to know and that the run goes on, and begins to send."""
         inputs = [table.model_dump(mode="json") for table in self._inputs]
-        about = {"params": self._params, "tags": dict(self._tags), "inputs": inputs}
+        began = read_about(self._folder).get("began", time.time())
+        about = {"params": self._params, "tags": dict(self._tags), "inputs": inputs, "began": began}
+        if cursor := read_cursor(self._folder):
+            write_durable(self._folder.root / CURSOR, to_json({**cursor, "status": "RUNNING"}))
         write_durable(self._folder.root / ABOUT, to_json(about))
         self._thread.start()
 
@@ -81,27 +93,42 @@ class Shipper:
         Waits `flush_seconds` at most, QUIT_SECONDS for a run that did not finish; a call that hangs is left behind
         with its thread.
         """
+        ending = Ending(status, time=time.time(), tags=dict(tags or {}))
+        with suppress(OSError):  # a full disk must not hide how the run ended; replay knows finished runs without it
+            about = {**read_about(self._folder), "end": asdict(ending)}
+            write_durable(self._folder.root / ABOUT, to_json(about))
         seconds = self._settings.flush_seconds
         seconds = seconds if status == FINISHED else min(seconds, QUIT_SECONDS)
-        self._last_words(status, tags=tags or {}, retry_seconds=seconds)
-        return self._leave(seconds=seconds + 0.2)
+        self._last_words(ending, retry_seconds=seconds)
+        self._leave(seconds=seconds + 0.2)
+        return self.run.run_id if self.run else known_run_id(self._folder)
 
-    def settle(self, *, tags: Mapping[str, str]) -> str:
-        """Instead of `start` and `close`, for a run that is finished: tries once, for REPLAY_SECONDS at most."""
-        self._last_words(FINISHED, tags=tags, retry_seconds=0)
+    def settle(self, ending: Ending, *, retry_seconds: float, wait_seconds: float) -> bool:
+        """Instead of `start` and `close`, for a run that has ended: whether MLflow has all of it now.
+
+        Args:
+            retry_seconds: how long to try again; 0 tries once.
+            wait_seconds: how long to wait at most, for a call that hangs.
+        """
+        self._last_words(ending, retry_seconds=retry_seconds)
         self._thread.start()
-        return self._leave(seconds=REPLAY_SECONDS)
+        self._leave(seconds=wait_seconds)
+        return self._ended
 
-    def _last_words(self, status: str, *, tags: Mapping[str, str], retry_seconds: float) -> None:
-        self._status, self._last_tags = status, tags
+    @property
+    def refused(self) -> bool:
+        """Whether MLflow said no to this run, and may take others."""
+        return self._trouble is not None and away.is_answer(self._trouble)
+
+    def _last_words(self, ending: Ending, *, retry_seconds: float) -> None:
+        self._ending = ending
         self._deadline = time.monotonic() + retry_seconds
         self._closing.set()
 
-    def _leave(self, *, seconds: float) -> str:
+    def _leave(self, *, seconds: float) -> None:
         self._thread.join(timeout=seconds)
         if not self._ended:
             self._notice(f"MLflow did not take the end of this run{self._because()}; {self._missing()}")
-        return self.run.run_id if self.run else known_run_id(self._folder)
 
     def ship(self) -> None:
         """Sends every whole step that was not sent; raises what MLflow raises."""
@@ -129,7 +156,7 @@ class Shipper:
         pause = 0.0
         while not self._tries(self._end):
             pause = self._pause_after(pause)
-            if time.monotonic() + pause > self._deadline:
+            if time.monotonic() + pause > self._deadline or (self._trouble and away.is_denied(self._trouble)):
                 return
             time.sleep(pause)
 
@@ -142,11 +169,11 @@ class Shipper:
         except Exception as error:
             if not self._trouble:
                 self._notice(f"MLflow gives trouble: {away.why(error)}; training goes on, metrics are kept")
-            self._trouble = away.why(error)
+            self._trouble = error
             return False
         if self._trouble:
             self._notice(f"MLflow answers again; it has every metric up to step {self._shipped}")
-        self._trouble = ""
+        self._trouble = None
         return True
 
     def _pause_after(self, pause: float) -> float:
@@ -154,17 +181,19 @@ class Shipper:
 
     def _end(self) -> None:
         assert self.run is not None
+        assert self._ending is not None
         self.ship()
-        if self._last_tags:
-            self.run.describe(params={}, tags=self._last_tags)
-        self.run.end(self._status)
-        self._write_cursor(status=self._status)
+        if self._ending.tags:
+            self.run.describe(params={}, tags=self._ending.tags)
+        self.run.end(self._ending.status, time=self._ending.time)
+        self._write_cursor(status=self._ending.status)
         self._ended = True
 
     def _open(self) -> None:
         """Makes the run or finds it again, and where its metrics stop."""
         name, noted = self._folder.root.name, known_run_id(self._folder)
-        run = tracking.open_run(self._settings, home=self._home, name=name, run_id=noted or None)
+        began = read_about(self._folder).get("began")
+        run = tracking.open_run(self._settings, home=self._home, name=name, run_id=noted or None, began=began)
         if noted and run.run_id != noted:
             self._notice(f"MLflow has no run {noted} any more; its metrics go into a new one")
         self._shipped = run.newest_step()
@@ -186,56 +215,32 @@ class Shipper:
         return lines
 
     def _because(self) -> str:
-        return f": {self._trouble}" if self._trouble else ""
+        return f": {away.why(self._trouble)}" if self._trouble else ""
 
     def _missing(self) -> str:
         """What MLflow lacks, as far as is known here."""
         steps = [int(line["step"]) for line in Tail(self._folder.metrics).read() if line["step"] > self._shipped]
         what = f"it lacks the metrics of steps {steps[0]} to {steps[-1]}" if steps else "it has all metrics"
-        again = "the next tessera command sends what is missing"
-        return f"{what}, which are kept in {self._folder.metrics.name}; {again}" if steps else f"{what}; {again}"
+        return f"{what}, which are kept in {self._folder.metrics.name}; {LATER}" if steps else f"{what}; {LATER}"
 
 
 def known_run_id(folder: RunFolder) -> str:
     """The MLflow run of a run folder, as far as MLflow was reached; else ''."""
-    return str(_cursor(folder).get("run_id", ""))
+    return str(read_cursor(folder).get("run_id", ""))
 
 
-def replay(home: Home, *, settings: TrackingSettings, notice: Callable[[str], None]) -> None:
-    """Sends what MLflow lacks of finished runs. Reads one small file a run when it lacks nothing.
-
-    Each is tried once: what a store that is away did not take stays kept, and `notice` hears of it.
-    """
-    unsampled = settings.model_copy(update={"system_seconds": float("inf")})  # the machine of then is not that of now
-    for folder in unsent(home):
-        about = _read_json(folder, ABOUT)
-        shipper = Shipper(
-            folder, settings=unsampled, home=home, params=about["params"], tags=about["tags"],
-            inputs=tuple(TableVersion.model_validate(table) for table in about["inputs"]),
-            notice=partial(_named, notice, folder.root.name),
-        )  # fmt: skip
-        with suppress(Conflict), launcher_lock(folder):  # what is locked is being sent now
-            result = folder.read_result()
-            shipper.settle(tags={"tessera.weights_sha256": result.weights_sha256} if result else {})
+def read_cursor(folder: RunFolder) -> dict[str, Any]:
+    """The MLflow run, the newest step it was sent, and the status it was given; {} before the first answer."""
+    return read_json(folder, CURSOR)
 
 
-def unsent(home: Home) -> Iterator[RunFolder]:
-    """The finished runs whose end MLflow has not taken."""
-    for about in sorted(home.runs.glob(f"*/{ABOUT}")):
-        folder = RunFolder(about.parent)
-        if _cursor(folder).get("status") != FINISHED and folder.read_result() is not None:
-            yield folder
+def read_about(folder: RunFolder) -> dict[str, Any]:
+    """What MLflow is to know of a run besides its metrics; {} before its first launch."""
+    return read_json(folder, ABOUT)
 
 
-def _named(notice: Callable[[str], None], name: str, text: str) -> None:
-    notice(f"run {name}: {text}")
-
-
-def _cursor(folder: RunFolder) -> dict[str, Any]:
-    return _read_json(folder, CURSOR)
-
-
-def _read_json(folder: RunFolder, name: str) -> dict[str, Any]:
+def read_json(folder: RunFolder, name: str) -> dict[str, Any]:
+    """A small file of the run folder; {} when it is absent or no JSON."""
     try:
         return dict(json.loads((folder.root / name).read_text(encoding="utf-8")))
     except (OSError, ValueError):

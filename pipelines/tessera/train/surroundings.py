@@ -95,6 +95,7 @@ class LogServer:
 
     def __init__(self, log: TextIO) -> None:
         self._log = log
+        self._server: socketserver.ThreadingTCPServer | None = None
         self._lock = threading.Lock()
 
     def start(self, spark_host_address: str = "") -> None:
@@ -106,14 +107,16 @@ class LogServer:
                 while len(length := self.rfile.read(4)) == 4:
                     write(self.rfile.read(int.from_bytes(length, "big")).decode(errors="replace"))
 
-        self._server = socketserver.ThreadingTCPServer((spark_host_address, 0), Receiver)
-        self._server.daemon_threads = True
-        self.port = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, name="ranks-log", daemon=True).start()
+        server = socketserver.ThreadingTCPServer((spark_host_address, 0), Receiver)
+        server.daemon_threads = True
+        self.port = server.server_address[1]
+        self._server = server
+        threading.Thread(target=server.serve_forever, name="ranks-log", daemon=True).start()
 
     def shutdown(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        if self._server is not None:  # it never listened where the driver's address is not this machine's own
+            self._server.shutdown()
+            self._server.server_close()
 
     def _write(self, line: str) -> None:
         with self._lock, contextlib.suppress(ValueError):  # the log may be closed when a late line comes

@@ -198,7 +198,7 @@ def index_path(path: Path) -> Path:
 
 
 def _read_index(path: Path) -> Index:
-    """The index beside `path`; of a run from before there was one, made with pyarrow."""
+    """The index beside `path`."""
     beside = index_path(path)
     again = "run the command again: the launcher writes both"
     try:
@@ -207,24 +207,11 @@ def _read_index(path: Path) -> Index:
         if found != recorded:
             raise ShardSetError(f"{beside} has SHA-256 {found} within, and says {recorded}; {again}")
         index = Index.model_validate(content["index"])
-    except FileNotFoundError:
-        return _describe(path)
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise ShardSetError(f"{beside} cannot be read ({type(error).__name__}); {again}") from None
     if index.format not in (INDEX_FORMAT, INDEX_FORMAT - 1):
         raise ShardSetError(f"{beside} has format {index.format}, wanted {INDEX_FORMAT}; {again}")
     return index
-
-
-def _describe(path: Path) -> Index:
-    try:
-        from tessera.shard.run_manifest import describe
-    except ModuleNotFoundError:
-        raise ShardSetError(
-            f"{index_path(path)} is absent, and without it {path.name} cannot be read here, where there is no pyarrow; "
-            "run the command again: the launcher writes both"
-        ) from None
-    return describe(path)
 
 
 def _map(path: Path, *, index: Index) -> mmap.mmap:

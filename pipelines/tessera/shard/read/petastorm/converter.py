@@ -101,10 +101,16 @@ def make_spark_converter(
     try:
         with _one_at_a_time:
             module._get_spark_session = lambda: session
-            session.conf.set(module.SparkDatasetConverter.PARENT_CACHE_DIR_URL_CONF, f"file://{folder.absolute()}")
-            inner = module.make_spark_converter(
-                dataframe, parquet_row_group_size_bytes=row_group_bytes, compression_codec=compression, dtype=precision
-            )
+            key = module.SparkDatasetConverter.PARENT_CACHE_DIR_URL_CONF
+            before = session.conf.get(key, None)
+            session.conf.set(key, f"file://{folder.absolute()}")
+            try:
+                inner = module.make_spark_converter(
+                    dataframe, parquet_row_group_size_bytes=row_group_bytes, compression_codec=compression,
+                    dtype=precision,
+                )  # fmt: skip
+            finally:
+                session.conf.unset(key) if before is None else session.conf.set(key, before)
         return Converter(inner, folder=folder, lock=lock)
     except BaseException:
         give_back(folder, lock=lock)

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from tessera.garbage import Garbage, newest_change, remove, size_of
 from tessera.home import Home
+from tessera.locks import is_held
 
 
 def cache_folder(home: Home) -> Path:
@@ -47,7 +48,7 @@ def garbage(home: Home, *, before: float) -> Iterator[Garbage]:
     """Caches that no process on this machine holds, untouched since `before` (Unix seconds): what a kill left."""
     for folder in sorted(path for path in cache_folder(home).glob("*") if path.is_dir()):
         lock = _lock_path(folder)
-        if not _is_held(lock) and newest_change(folder) < before:
+        if not is_held(lock) and newest_change(folder) < before:
             why = "its process is gone"
             if lock.exists():
                 yield Garbage("caches", lock, why, 0)
@@ -57,17 +58,6 @@ def garbage(home: Home, *, before: float) -> Iterator[Garbage]:
 def sweep(home: Home) -> int:
     """Removes every abandoned cache, also one of a moment ago; bytes freed."""
     return remove(garbage(home, before=inf))
-
-
-def _is_held(lock: Path) -> bool:
-    try:
-        with lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def _lock_path(folder: Path) -> Path:
