@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tessera import registry
+from tessera import registry, tracking
 from tessera.errors import ConfigError, ModelError
 from tessera.serve.settings import ServeSettings
 
@@ -78,6 +78,26 @@ def test_a_path_below_the_artifact_folder_moves_with_it(tmp_path):
     old.mkdir(parents=True)
     assert registry.relocate(old, artifacts=here) == old
     assert registry.relocate(tmp_path / "other", artifacts=here) == tmp_path / "other"
+
+
+def test_a_version_that_only_its_registry_can_fetch_is_asked_for_by_name(tmp_path):
+    """As in Unity Catalog, with two databases: the process' own registry knows no such model."""
+    uri, there = f"sqlite:///{tmp_path}/runs.db", f"sqlite:///{tmp_path}/models.db"
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "MLmodel").write_text("flavors: {}")
+    client = tracking.client(uri, registry=there)
+    client.create_registered_model("docs")
+    made = client.create_model_version("docs", (tmp_path / "model").as_uri())
+    fetched = [
+        registry._fetch(
+            f"models:/docs/{made.version}", location=location, uri=uri, registry_uri=there, name="docs-1",
+            cache=tmp_path / "cache",
+        )
+        for location in ("s3://here", "s3://here", "s3://there")
+    ]  # fmt: skip
+
+    assert [(folder / "MLmodel").read_text() for folder in fetched] == ["flavors: {}"] * 3
+    assert len(set(fetched)) == 2, "models of one name that lie elsewhere are kept apart"
 
 
 def test_settings_and_registry_import_nothing_heavy():

@@ -1,8 +1,11 @@
 """Against a real SQLite store; the run ids, tags and metrics are read back through sqlite3, not through our code."""
 
+import errno
 import json
 import os
+import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
@@ -13,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tessera import tracking
-from tessera.away import is_away, masked
+from tessera.away import insist, is_answer, is_away, is_denied, masked, why
 from tessera.config import Layer, Section, load
 from tessera.errors import ConfigError
 from tessera.home import Home
@@ -106,6 +109,28 @@ def test_a_step_counts_only_when_its_last_metric_is_there(store, monkeypatch):
     )
     assert counted == [(2300, 2300)]
     assert steps_of(store, run.run_id) == [0]
+
+
+def test_what_comes_from_elsewhere_says_nothing_of_steps(store):
+    """An evaluation at the last step must not hide steps that are lacking."""
+    run = open_run(store, "elsewhere")
+    run.log_steps([line(0), line(1)])
+    for _ in range(2):
+        run.log_at(9, time=1_700_000_100, metrics={"eval/bits_per_byte": 2.5}, tags={"tessera.gate": "passed"})
+
+    assert run.newest_step() == 1
+    assert steps_of(store, run.run_id, "eval/bits_per_byte") == [9]
+    assert rows(store, "select value from tags where run_uuid = ? and key = 'tessera.gate'", run.run_id) == [
+        ("passed",)
+    ]
+
+
+def test_a_run_began_and_ended_when_it_did(store):
+    run = tracking.open_run(SETTINGS, home=store, name="then", run_id=None, began=1_700_000_000.25)
+    run.end("FAILED", time=1_700_000_060.5)
+
+    found = rows(store, "select status, start_time, end_time from runs where run_uuid = ?", run.run_id)
+    assert found == [("FAILED", 1_700_000_000_250, 1_700_000_060_500)]
 
 
 def test_parameters_and_lineage_keep_version_zero_and_unresolved_secrets(store, monkeypatch):
@@ -231,13 +256,32 @@ def test_secrets_are_resolved_late_and_never_shown(store, monkeypatch):
 
 @pytest.mark.parametrize(
     "given",
-    ["postgresql+pg8000://tessera:hunter2@db/runs", "http://me:hunter2@host:5000", "https://u:x${env:A}hunter2@h"],
+    [
+        "postgresql+pg8000://tessera:hunter2@db/runs",
+        "http://me:hunter2@host:5000",
+        "https://u:x${env:A}hunter2@h",
+        "postgresql://db/runs?user=me&password=hunter2",
+        "http://host?Api_Key=hunter2",
+        "https://h/x?a=b&token=hunter2#c",
+        "mysql://db/x?ssl=1&client_secret=x${env:A}hunter2",
+        "https://hunter2@host",
+        "https://hunter2:@host",
+    ],
 )
 def test_a_password_in_the_configuration_is_refused_and_not_repeated(given):
     for key in ("uri", "registry_uri", "artifacts"):
         with pytest.raises(ConfigError, match=r"password.*\$\{env:NAME\}") as caught:
             load(Tracked, layers=[Layer(origin="--set", values={"tracking": {key: given}})])
         assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["https://${env:TOKEN}@host", "postgresql://me@db/runs", "postgresql://db/x?password=${env:PW}&sslmode=require",
+     "s3://bucket/a?region=eu", "databricks-uc", "/data/keys=1"],
+)  # fmt: skip
+def test_an_address_without_a_literal_secret_passes(given):
+    assert TrackingSettings(uri=given).uri == given
 
 
 class Tracked(Section):
@@ -305,8 +349,42 @@ def test_an_answer_of_no_is_not_taken_for_absence():
     from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
     assert not is_away(MlflowException("no run", RESOURCE_DOES_NOT_EXIST))
+    assert is_answer(MlflowException("no run", RESOURCE_DOES_NOT_EXIST))
     assert not is_away(ValueError("x"))
+    assert not is_answer(ValueError("x"))
     assert is_away(ConnectionRefusedError())
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "full"), FileNotFoundError(), PermissionError(), IsADirectoryError()]
+)
+def test_a_full_disk_or_a_file_that_is_not_there_is_not_the_stores_fault(error):
+    assert not is_away(error)
+
+
+@pytest.mark.parametrize("error", [socket.gaierror(), ssl.SSLError(), TimeoutError(), sqlite3.OperationalError()])
+def test_what_did_not_arrive_is(error):
+    assert is_away(error)
+
+
+@pytest.mark.parametrize(
+    ("code", "calls"), [("UNAUTHENTICATED", 1), ("PERMISSION_DENIED", 1), ("TEMPORARILY_UNAVAILABLE", 2)]
+)
+def test_a_store_that_denies_is_asked_once_and_what_it_says_is_named(code, calls):
+    from mlflow.exceptions import RestException
+
+    error, made = RestException({"error_code": code, "message": "private words"}), []
+
+    def call():
+        made.append(code)
+        raise error
+
+    with pytest.raises(RestException):
+        insist(call, seconds=0.8)
+    assert len(made) == calls
+    assert is_away(error)
+    assert is_denied(error) == (calls == 1)
+    assert why(error) == f"it says {code}"
 
 
 def test_settings_import_no_mlflow_and_telemetry_is_off():

@@ -4,6 +4,8 @@ Needs neither mlflow nor a database's library: errors are known by their names, 
 """
 
 import re
+import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +15,12 @@ from tessera.errors import TesseraError, TrackingError
 
 T = TypeVar("T")
 
-FAILED_CALLS = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "UNAUTHENTICATED", "PERMISSION_DENIED")
+DENIED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
+"""MLflow's error codes of a store that does not want this user: asking again does not help."""
+FAILED_CALLS = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", *DENIED)
 """MLflow's error codes of a store that cannot be used now; other codes are answers."""
+BROKEN = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)
+"""What the system says of a connection; its other errors, such as a full disk, are ours and not the store's."""
 CARRIERS = ("sqlalchemy", "pg8000", "sqlite3", "requests", "urllib3", "psycopg2", "pymysql")
 """Libraries that bring a call to its store: an error of theirs means that it did not arrive, or its answer did not."""
 
@@ -31,14 +37,14 @@ def masked(uri: str) -> str:
 def insist(call: Callable[[], T], *, seconds: float) -> T:
     """What `call` returns, tried again while the store cannot be used, for `seconds` from the first try.
 
-    `call` must be one that may be done twice.
+    `call` must be one that may be done twice. Where the store denies it, it is not tried again.
     """
     deadline, pause = time.monotonic() + seconds, 0.5
     while True:
         try:
             return call()
         except Exception as error:
-            if not is_away(error) or time.monotonic() + pause > deadline:
+            if not is_away(error) or is_denied(error) or time.monotonic() + pause > deadline:
                 raise
         time.sleep(pause)
         pause = min(2 * pause, 5.0)
@@ -67,7 +73,17 @@ def is_away(error: BaseException) -> bool:
     """Whether the store was not reached, did not answer, or says that it cannot: not whether it gave a plain no."""
     if getattr(error, "error_code", None) in FAILED_CALLS or isinstance(error, TrackingError):
         return True
-    return any(isinstance(one, OSError) or type(one).__module__.split(".")[0] in CARRIERS for one in _chain(error))
+    return any(isinstance(one, BROKEN) or type(one).__module__.split(".")[0] in CARRIERS for one in _chain(error))
+
+
+def is_denied(error: BaseException) -> bool:
+    """Whether the store answers, and not to this user."""
+    return any(getattr(one, "error_code", None) in DENIED for one in _chain(error))
+
+
+def is_answer(error: BaseException) -> bool:
+    """Whether the store gave a plain no, which another call may not get."""
+    return getattr(error, "error_code", None) is not None and not is_away(error)
 
 
 def why(error: BaseException) -> str:
@@ -87,7 +103,10 @@ def why(error: BaseException) -> str:
     }
     status = re.search(r"error code ([45]\d\d)\b|too many (5\d\d) error", text)
     answered = next((f"it answers {code}" for code in status.groups() if code), "") if status else ""
-    return next((words for words, holds in known.items() if holds), "") or answered or type(causes[-1]).__name__
+    codes = [str(getattr(one, "error_code", "")) for one in causes]
+    coded = next((f"it says {code}" for code in codes if code not in ("", "INTERNAL_ERROR")), "")  # its client's too
+    found = next((words for words, holds in known.items() if holds), "")
+    return found or answered or coded or type(causes[-1]).__name__
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -58,6 +58,7 @@ class Pipeline:
         )
         self._early: list[threading.Thread] = []
         self._repaired = False
+        self._replayed = False
 
     def run(self) -> list[Record]:
         """All stages in order; each finds its recorded result or makes it."""
@@ -171,6 +172,7 @@ class Pipeline:
         """
         from tessera.explore.stage import write_map
 
+        self._replay()
         with self.reporter.stage("explore") as tell:
             return write_map(self.home, tracking=self.settings.tracking, settings=self.settings.explore, tell=tell)
 
@@ -202,10 +204,12 @@ class Pipeline:
             self.results.repair(self.reporter.line)
 
     def _replay(self) -> None:
-        """Sends MLflow what it lacks of finished runs, because it was away when they ended."""
-        from tessera.train import ship
+        """Sends MLflow what it lacks of runs that ended while it was away, once."""
+        from tessera.train import replay
 
-        ship.replay(self.home, settings=self.settings.tracking, notice=self.reporter.line)
+        if not self._replayed:
+            self._replayed = True
+            replay.replay(self.home, settings=self.settings.tracking, notice=self.reporter.line)
 
     def _find(self, work: Work[Any]) -> Record | None:
         recorded = self.results.ledger.find(stage=work.stage, fingerprint=work.fingerprint)

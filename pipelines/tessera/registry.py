@@ -23,6 +23,7 @@ NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 MAX_NAME = 128
 ALIAS = re.compile(r"[A-Za-z0-9_-]+")
 URI = re.compile(r"models:/(?P<name>[^@/]+)(@(?P<alias>[^@/]+)|/(?P<version>[0-9]+))")
+UNITY_CATALOG = ("databricks-uc", "uc:")
 WANTED_NAME = f"up to {MAX_NAME} letters, digits, '_' and '-', with single dots between them"
 
 
@@ -102,7 +103,7 @@ def find_version(
     check_name(name)
     with answering(registry_uri or uri):
         client = tracking.client(uri, registry=registry_uri)
-        search = _search_one_by_one if (registry_uri or uri).startswith(("databricks-uc", "uc:")) else _search_tags
+        search = _search_one_by_one if (registry_uri or uri).startswith(UNITY_CATALOG) else _search_tags
         found = search(client, name=name, tags=tags)
         return _version(client, found) if found else None
 
@@ -133,6 +134,10 @@ def resolve(
 ) -> Path:
     """The MLflow model folder of `models:/name@alias` or `models:/name/3`, on this machine.
 
+    Unity Catalog lends credentials for a version's storage to who asks for `models:/name/3`, and not for the storage's
+    own address: MLflow's UnityCatalogModelsArtifactRepository. That way was read in its source, and run with a
+    database only: none of the tests has a Unity Catalog.
+
     Args:
         artifacts: the home's artifact folder, for `relocate`.
         cache: where a model that lies elsewhere is fetched to, once a version; None fetches it to a temporary folder.
@@ -148,7 +153,11 @@ def resolve(
             location = client.get_logged_model(location.removeprefix("models:/").split("/")[0]).artifact_location
         local = local_path(location)
         if local is None:
-            local = _fetch(location, uri=uri, name=f"{version.name}-{version.version}", cache=cache)
+            source = version.uri if (registry_uri or uri).startswith(UNITY_CATALOG) else location
+            local = _fetch(
+                source, location=location, uri=uri, registry_uri=registry_uri, cache=cache,
+                name=f"{version.name}-{version.version}",
+            )  # fmt: skip
     if artifacts is not None:
         local = relocate(local, artifacts=artifacts)
     if not (local / "MLmodel").is_file():
@@ -219,25 +228,35 @@ def _search_one_by_one(client: Any, *, name: str, tags: Mapping[str, str]) -> An
     return next((one for one in asked if one.status == "READY" and tags.items() <= one.tags.items()), None)
 
 
-def _fetch(location: str, *, uri: str, name: str, cache: Path | None) -> Path:
-    """Copies a model's files to this machine; a folder in `cache` is complete once it has its name."""
-    from mlflow.artifacts import download_artifacts
+def _fetch(
+    source: str, *, location: str, uri: str, registry_uri: str | None, name: str, cache: Path | None
+) -> Path:  # fmt: skip
+    """Copies a model's files to this machine; a folder in `cache` is complete once it has its name.
 
+    Args:
+        source: what MLflow is asked for.
+        location: where the files lie, which tells two models of one name apart.
+    """
     if cache is None:
-        with tracking.patient():
-            return Path(download_artifacts(artifact_uri=location, tracking_uri=uri))
+        return _download(source, uri=uri, registry_uri=registry_uri, to=None)
     kept = cache / f"{name}-{lineage.sha256_json(location)[:12]}"
     if not kept.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=cache))
         try:
-            with tracking.patient():
-                fetched = Path(download_artifacts(artifact_uri=location, tracking_uri=uri, dst_path=str(partial)))
+            fetched = _download(source, uri=uri, registry_uri=registry_uri, to=partial)
             with suppress(OSError):  # another process was first
                 fetched.rename(kept)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return kept
+
+
+def _download(source: str, *, uri: str, registry_uri: str | None, to: Path | None) -> Path:
+    from mlflow.artifacts import download_artifacts
+
+    with tracked_at(uri, registry_uri=registry_uri), tracking.patient():
+        return Path(download_artifacts(artifact_uri=source, dst_path=str(to) if to else None, tracking_uri=uri))
 
 
 def _ensure_registered(client: Any, name: str) -> None:

@@ -10,6 +10,7 @@ may have been lost after the deed, and only the caller knows what to look up bef
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,11 @@ RUN_TAG = "tessera.run"
 MAX_PARAMS, MAX_METRICS, MAX_VALUE = 100, 1000, 6000
 """MLflow's limits of one call and one value."""
 
+CREDENTIALS = re.compile(r"((?:\$\{[^}]*\}|[^:])*)(?::(.*))?", re.DOTALL)
+"""`user:password`, either as `${env:NAME}`, whose colon parts nothing."""
+SECRET_KEY = re.compile(r"(?i)[?&;][^=&;#]*(?:password|passwd|pwd|secret|token|key)[^=&;#]*=([^&;#]*)")
+"""The value of a key in an address's query that names something secret."""
+
 _store_lock = threading.Lock()
 
 
@@ -71,15 +77,13 @@ class TrackingSettings(Section):
     system_seconds: float = Field(5.0, gt=0, json_schema_extra=EXECUTION)
     """Seconds between two samples of processor and memory use."""
     flush_seconds: float = Field(30.0, ge=0, json_schema_extra=EXECUTION)
-    """How long the end of a run waits for MLflow before it says what is missing there; the next command sends it."""
+    """How long the end of a run waits for MLflow before it says what is missing there; a later command sends it."""
 
     @model_validator(mode="after")
     def _no_password(self) -> "TrackingSettings":
         for key in ("uri", "registry_uri", "artifacts"):
-            matched = USER.match(getattr(self, key) or "")
-            password = matched["user"].partition(":")[2] if matched else ""
-            if password and not SECRET.fullmatch(password):
-                raise ValueError(f"{key} holds a password; give it as ${{env:NAME}} and export NAME")
+            if any(not SECRET.fullmatch(secret) for secret in _secrets_in(getattr(self, key) or "")):
+                raise ValueError(f"{key} holds a password or token; give it as ${{env:NAME}} and export NAME")
         return self
 
 
@@ -148,6 +152,7 @@ class TrackedRun:
 
         A call holds whole steps, and STEP is the last metric of its step. So whatever is lost, the steps up to
         `newest_step` are complete, and the others may be sent again: a store knows the same value of the same moment.
+        Only for who sends all steps: other metrics go by `log_at`.
 
         Args:
             lines: each has `step` and `time` (Unix seconds); every other key is a metric.
@@ -167,6 +172,18 @@ class TrackedRun:
     def _log_metrics(self, metrics: Sequence[Any]) -> None:
         for low in range(0, len(metrics), MAX_METRICS):  # more than one call for a single step of over 1000 metrics
             client(self.uri).log_batch(self.run_id, metrics=metrics[low : low + MAX_METRICS])
+
+    def log_at(self, step: int, *, time: float, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+        """Adds metrics of a step that come from elsewhere than its training, and tags, in one call; no STEP.
+
+        Args:
+            time: Unix seconds; the same when it is sent again.
+        """
+        from mlflow.entities import Metric, RunTag
+
+        assert STEP not in metrics
+        values = [Metric(key, float(value), int(time * 1000), step) for key, value in metrics.items()]
+        client(self.uri).log_batch(self.run_id, metrics=values, tags=[RunTag(*tag) for tag in tags.items()])
 
     def describe(self, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Adds the configuration and lineage; a parameter that the run has already keeps its value."""
@@ -198,15 +215,21 @@ class TrackedRun:
         ]
         client(self.uri).log_inputs(self.run_id, datasets=inputs)
 
-    def end(self, status: str) -> None:
-        """Closes the run: FINISHED, FAILED or KILLED."""
-        client(self.uri).set_terminated(self.run_id, status=status)
+    def end(self, status: str, *, time: float | None = None) -> None:
+        """Closes the run: FINISHED, FAILED or KILLED, at `time` (Unix seconds) or now."""
+        moment = int(time * 1000) if time is not None else None
+        client(self.uri).set_terminated(self.run_id, status=status, end_time=moment)
 
 
-def open_run(settings: TrackingSettings, *, home: Home, name: str, run_id: str | None) -> TrackedRun:
+def open_run(
+    settings: TrackingSettings, *, home: Home, name: str, run_id: str | None, began: float | None = None
+) -> TrackedRun:
     """Makes the run `name`, or goes on with it: the one with `run_id`, else the oldest whose RUN_TAG is `name`.
 
     A run that was deleted from MLflow is made anew.
+
+    Args:
+        began: when a run that is made here began, in Unix seconds; None means now.
     """
     uri = tracking_uri(settings, home=home)
     experiment = prepare_store(settings, home=home)
@@ -217,7 +240,9 @@ def open_run(settings: TrackingSettings, *, home: Home, name: str, run_id: str |
         )
         run_id = str(found[0].info.run_id) if found else None
     if run_id is None:
-        return TrackedRun(uri, str(store.create_run(experiment, run_name=name, tags={RUN_TAG: name}).info.run_id))
+        moment = int(began * 1000) if began is not None else None
+        made = store.create_run(experiment, start_time=moment, run_name=name, tags={RUN_TAG: name})
+        return TrackedRun(uri, str(made.info.run_id))
     store.update_run(run_id, status="RUNNING")
     return TrackedRun(uri, run_id)
 
@@ -313,6 +338,15 @@ def _artifact_location(settings: TrackingSettings, *, home: Home) -> str | None:
     if settings.uri and settings.uri.startswith(("http:", "https:", "databricks")):
         return None
     return home.mlflow_artifacts.absolute().as_uri()
+
+
+def _secrets_in(uri: str) -> list[str]:
+    """What of an address is secret: a password, the user of a web address without one (a token), keys of its query."""
+    matched = USER.match(uri)
+    credentials = CREDENTIALS.fullmatch(matched["user"]) if matched else None
+    user, password = credentials.groups(default="") if credentials else ("", "")
+    token = user if not password and uri.lower().startswith("http") else ""
+    return [secret for secret in (password, token, *SECRET_KEY.findall(uri)) if secret]
 
 
 def _resolved(uri: str) -> str:

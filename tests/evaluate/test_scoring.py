@@ -3,8 +3,12 @@
 import gzip
 import hashlib
 import math
+import socket
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +41,7 @@ from tessera.shard.read.batches import open_split, sequential
 from tessera.shard.read.order import Order
 from tessera.shard.run_manifest import SCHEMA, SetInfo, write_run_manifest
 from tessera.tracking import TrackingSettings, open_run
+from tessera.train import replay
 from tessera.train.run import RunFolder, RunSpec, to_json
 from tessera.train.settings import TrainSettings
 
@@ -259,12 +264,44 @@ def test_mlflow_that_fails_loses_nothing(made, evaluated):
 
     record = made.evaluate(train=absent, settings=settings, told=told)
 
-    assert any("MLflow was not told" in text for text in told)
+    assert any("did not take the evaluation: it says RESOURCE_DOES_NOT_EXIST; it is kept in" in text for text in told)
+    (kept,) = replay.unsent_evaluations(made.run)
+    kept.unlink()
     assert record.bits_per_byte == pytest.approx(evaluated.bits_per_byte, rel=1e-6)
     assert not record.passed
     rows = tables.read(made.home.evaluations, version=record.table.version).to_pylist()
     assert sorted(row["passed"] for row in rows) == [False, True]
     assert stage.verify(evaluated, home=made.home)
+
+
+def test_scores_that_mlflow_missed_are_sent_later_once_and_as_they_were(made, evaluated):
+    told, later = [], []
+    with closing(socket.create_server(("127.0.0.1", 0))) as closed:
+        port = closed.getsockname()[1]
+    nowhere = TrackingSettings(uri=f"http://127.0.0.1:{port}", flush_seconds=0)
+    settings = EvaluateSettings(batch_size=3, gate=GateSettings(max_bits_per_byte=0.25, beat=[]))
+    record = replace(made, tracking=nowhere).evaluate(settings=settings, told=told)
+    assert [folder.root for folder in replay.unsent(made.home)] == [made.run.root]
+    before = scores_of(made)
+    for _ in range(2):
+        replay.replay(made.home, settings=made.tracking, notice=later.append)
+
+    (said,) = (text for text in told if "MLflow" in text and text != "telling MLflow")
+    assert said.startswith("MLflow did not take the evaluation: the connection was refused; it is kept in evaluation-")
+    ((step, value, moment),) = scores_of(made) - before
+    assert (step, value) == (made.train.steps, record.bits_per_byte)
+    assert moment / 1000 == pytest.approx(datetime.fromisoformat(record.created).timestamp(), abs=5)
+    assert later == []
+    with sqlite3.connect(made.home.mlflow_database) as database:
+        tag = "select value from tags where run_uuid = ? and key = 'tessera.gate'"
+        assert database.execute(tag, (made.train.run_id,)).fetchall() == [("failed",)]
+        assert database.execute("select count(*) from metrics where key = 'step'").fetchall() == [(0,)]
+
+
+def scores_of(made):
+    with sqlite3.connect(made.home.mlflow_database) as database:
+        query = "select step, value, timestamp from metrics where run_uuid = ? and key = 'eval/bits_per_byte'"
+        return set(database.execute(query, (made.train.run_id,)))
 
 
 def test_the_fingerprint_covers_weights_text_and_gate(made):

@@ -1,6 +1,8 @@
 """The map of runs in a real store, from reading to the artifact; what is on the page is read from its own JSON."""
 
+import socket
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,12 @@ from tessera.explore.settings import ExploreSettings
 from tessera.explore.stage import write_map
 from tessera.home import Home
 from tessera.lineage import Record, TableVersion, TokenizerRef, TrainRecord
+from tessera.pipeline import Pipeline
+from tessera.settings import load_settings
 from tessera.tables import Ledger
-from tessera.tracking import TrackingSettings, open_run, set_tags
+from tessera.tracking import TrackingSettings, open_run, prepare_store, set_tags
+from tessera.train.run import RunFolder
+from tessera.train.ship import Shipper
 
 EVIL = "</script><b onclick=alert(1)>&amp;"
 EXPLORE = ExploreSettings()
@@ -123,6 +129,26 @@ def test_no_run_is_left_out_in_silence(result, data):
     assert "failed early; by fingerprint: <strong>1 run</strong> (eeeeeeeeeeee)" in html
 
 
+def test_a_run_that_was_trained_while_mlflow_was_away_is_on_the_page(tmp_path):
+    """Its ledger row has no run id for ever; the map sends the run first and knows it by its folder."""
+    home = Home(tmp_path)
+    prepare_store(SETTINGS, home=home)
+    with closing(socket.create_server(("127.0.0.1", 0))) as closed:
+        away = SETTINGS.model_copy(update={"uri": f"http://127.0.0.1:{closed.getsockname()[1]}", "flush_seconds": 0})
+    folder = RunFolder(home.runs / "late")
+    folder.root.mkdir(parents=True)
+    folder.metrics.write_text('{"step": 1, "time": 1700000001.0, "seconds": 9.0, "heldout_bits_per_byte": 2.0}\n')
+    shipper = Shipper(folder, settings=away, home=home, params=config_of(), tags={}, inputs=(), notice=len)
+    shipper.start()
+    assert shipper.close(status="FAILED") == ""
+    Ledger(home.ledger).append(record("", name="late", parameters=555))
+
+    result = Pipeline(load_settings("local").model_copy(update={"tracking": SETTINGS}), home=home).explore()
+    (run,) = data_of(result.path.read_text(encoding="utf-8"))["runs"]
+    assert (run["name"], run["state"], run["quality"], run["parameters"]) == ("late", "failed", 2.0, 555)
+    assert result.num_left_out == 0
+
+
 def test_older_deleted_and_foreign_runs_are_counted(tmp_path):
     home = Home(tmp_path)
     for number in range(3):
@@ -191,9 +217,8 @@ def test_texts_are_told_apart_by_gzip_before_settings(tmp_path):
     ):
         run = log_run(home, name, end=2.0, seconds=10, steps=1, config=config)
         if gzip is not None:
-            run.log_steps(
-                [{"step": 1, "time": 1_700_000_009.0, "eval/gzip_bits_per_byte": gzip, "eval/bits_per_byte": 1.9}]
-            )
+            scores = {"eval/gzip_bits_per_byte": gzip, "eval/bits_per_byte": 1.9}
+            run.log_at(1, time=1_700_000_009.0, metrics=scores, tags={})
     tokenized = config_of()
     log_run(home, "e", end=2.0, seconds=10, steps=1, config=tokenized, tags={"tessera.tokenizer_sha256": "t1"})
 

@@ -21,8 +21,9 @@ from tessera.home import Home
 from tessera.lineage import TableVersion
 from tessera.tracking import TrackingSettings
 from tessera.train.metrics import Writer
+from tessera.train.replay import replay, unsent
 from tessera.train.run import RunFolder, RunResult
-from tessera.train.ship import CURSOR, Shipper, known_run_id, replay, unsent
+from tessera.train.ship import CURSOR, LATER, Shipper, known_run_id
 
 INPUTS = (TableVersion(name="docs", path="tables/docs", version=0, table_id="t-1"),)
 KEYS = ("loss", "tokens", "step")
@@ -115,7 +116,9 @@ def check_complete(rows: Callable[..., list[tuple]], *, run_id: str, name: str, 
 WEIGHTS = {"tessera.weights_sha256": "w" * 64}
 
 
-@pytest.mark.parametrize("fault", ["down", "500", "drop", "hang"])
+@pytest.mark.parametrize(
+    "fault", [*[pytest.param(fault, marks=pytest.mark.slow) for fault in ("down", "500")], "drop", "hang"]
+)
 def test_faults_of_the_server_lose_and_double_nothing(fault, folder, proxy: Proxy, mlflow_server: MlflowServer):
     settings, heard = TrackingSettings(uri=proxy.uri, experiment=f"fault-{fault}"), []
     trainer = Trainer(folder)
@@ -163,6 +166,7 @@ def _lost(proxy: Proxy, path: str) -> bool:
     return any(path in one for one in proxy.faulty)
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_and_is_killed_is_waited_for(folder, mlflow_server: MlflowServer):
     settings, heard = TrackingSettings(uri=mlflow_server.uri, experiment="killed", flush_seconds=90), []
     trainer = Trainer(folder)
@@ -199,8 +203,7 @@ def test_away_from_start_to_end_is_declared_and_sent_by_a_later_command(folder, 
     assert heard == [
         "MLflow gives trouble: the connection was refused; training goes on, metrics are kept",
         "MLflow did not take the end of this run: the connection was refused; "
-        f"it lacks the metrics of steps 1 to {steps}, which are kept in metrics.jsonl; "
-        "the next tessera command sends what is missing",
+        f"it lacks the metrics of steps 1 to {steps}, which are kept in metrics.jsonl; " + LATER,
     ]
     home, told = folder.home, []
     replay(home, settings=settings, notice=told.append)

@@ -11,13 +11,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from tests.servers.conftest import PASSWORD, PASSWORD_NAME, MlflowServer, Postgres, free_port, wait_for
+from tests.servers.conftest import PASSWORD, PASSWORD_NAME, MlflowServer, Postgres, Proxy, free_port, wait_for
 from tests.test_line import SMALL, TESSERA, Run, private_table, run_line, settings, tessera
 
 from tessera import registry, tables, tracking
@@ -29,7 +29,7 @@ from tessera.serve.engine import Engine
 from tessera.serve.register import register
 from tessera.serve.settings import ServeSettings
 from tessera.tracking import TrackingSettings
-from tessera.train import ship
+from tessera.train import replay, ship
 from tessera.train.run import RunFolder
 
 pytestmark = [pytest.mark.spark, pytest.mark.distributed]
@@ -183,7 +183,8 @@ def copy_of(home: Home, folder: Path) -> Home:
     return Home(folder / "home")
 
 
-@pytest.mark.parametrize("seconds", [8.0, pytest.param(60.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [8.0, 60.0])
 def test_training_goes_on_while_the_server_is_stopped(seconds, line, mlflow_server: MlflowServer, tmp_path):
     """The command itself: the server is stopped for `seconds` in mid-run, then killed and started again."""
     run, assignments = line
@@ -222,6 +223,65 @@ def test_training_goes_on_while_the_server_is_stopped(seconds, line, mlflow_serv
     assert "MLflow answers again; it has every metric up to step" in told
 
 
+@pytest.mark.parametrize("back", ["during", pytest.param("after", marks=pytest.mark.slow)])
+def test_a_server_that_is_away_from_the_end_of_training_to_the_evaluation_gets_all_of_both(
+    back, line, proxy: Proxy, mlflow_server: MlflowServer, tmp_path
+):
+    """The commands themselves. The server is back while `evaluate` measures, or before a later command."""
+    run, assignments = line
+    home = copy_of(run.home, tmp_path)
+    steps, seed = 600, {"during": 21, "after": 22}[back]
+    more = [f"tracking.uri={proxy.uri}", "tracking.flush_seconds=1", f"train.steps={steps}", f"train.seed={seed}"]
+    arguments = settings(*SMALL, *assignments, "train.threads=1", *more)
+    with started(home, "train", *arguments) as training:
+        folder = the_other_run(home, than=run.record["run"])
+        wait_for(lambda: ship.read_cursor(folder).get("step", 0) > 0, seconds=120, what="no step was sent")
+        proxy.stop()
+        sent = ship.read_cursor(folder)["step"]
+        said, _ = training.communicate(timeout=LINE_SECONDS)
+    assert training.returncode == 0, said
+    assert f"it lacks the metrics of steps {sent + 1} to {steps}" in said
+
+    with started(home, "evaluate", *arguments) as evaluating:
+        assert evaluating.stdout is not None
+        before = next(text for text in evaluating.stdout if "did not take the end of this run" in text)
+        if back == "during":
+            proxy.start()
+        said, _ = evaluating.communicate(timeout=LINE_SECONDS)
+    assert evaluating.returncode == 0, said
+    assert folder.root.name in before
+    if back == "after":
+        proxy.start()
+        explored = tessera("explore", *arguments, home=home)
+        assert explored.returncode == 0, explored.stderr
+        assert folder.root.name in (home.reports / "map.html").read_text(encoding="utf-8")
+
+    run_id = ship.known_run_id(folder)
+    check_once(mlflow_server, run_id=run_id, steps=steps)
+    query = "select key, step from metrics where run_uuid = %s and key like 'eval/%%' order by key"
+    scores = ("", "bigram_", "gzip_", "trigram_", "unigram_")
+    assert mlflow_server.rows(query, run_id) == sorted((f"eval/{name}bits_per_byte", steps) for name in scores)
+    gate = "select value from tags where run_uuid = %s and key = 'tessera.gate'"
+    assert mlflow_server.rows(gate, run_id) == [("passed",)]
+    ((ended,),) = mlflow_server.rows("select end_time from runs where run_uuid = %s", run_id)
+    assert abs(ended / 1000 - folder.record.stat().st_mtime) < 5, "it ended when training did"
+    assert list(replay.unsent(home)) == []
+
+
+@contextmanager
+def started(home: Home, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A command that runs while the block looks on; what it says is in stdout."""
+    environment = {**os.environ, **ENV, "TESSERA_HOME": str(home.root), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [str(TESSERA), *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 def check_once(server: MlflowServer, *, run_id: str, steps: int) -> None:
     for key, first in (("loss", 1), ("tokens_per_second", 1), ("step", 0)):  # step 0 is the untrained model's score
         found = server.rows("select step from metrics where run_uuid = %s and key = %s order by step", run_id, key)
@@ -249,6 +309,7 @@ def last_step(folder: RunFolder) -> int:
         return 0
 
 
+@pytest.mark.slow
 def test_a_model_that_was_trained_while_mlflow_was_away_is_registered_later(line, mlflow_server, tmp_path):
     run, assignments = line
     home = copy_of(run.home, tmp_path)
@@ -270,7 +331,7 @@ def test_a_model_that_was_trained_while_mlflow_was_away_is_registered_later(line
     with pytest.raises(ModelError, match="MLflow has no run"):
         register(home, **later)
     told: list[str] = []
-    ship.replay(home, settings=configured, notice=told.append)
+    replay.replay(home, settings=configured, notice=told.append)
     record = register(home, **later)
 
     assert told == []
@@ -331,6 +392,7 @@ def test_what_keeps_a_store_away_is_said_within_seconds(postgres: Postgres, sile
         f"postgresql+pg8000://me:x@127.0.0.1:{silent_port}/x": "it does not answer in time",
     }
     monkeypatch.setattr(tracking, "DATABASE_SECONDS", 3.0)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
     for uri, reason in cases.items():
         began = time.monotonic()
         with pytest.raises(TrackingError, match=reason) as caught:

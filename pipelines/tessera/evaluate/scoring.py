@@ -1,8 +1,9 @@
 """Evaluates a run: the model and its baselines on the held-out split, a verdict, and one published row.
 
 Reads the checkpoint, the run's own shards.arrow, and the held-out documents at their pinned version. Appends to
-`tables/evaluations`, one row and one commit an evaluation, whose record is in the commit; then tells the MLflow run,
-which may fail without losing anything. Costs one forward over the split and one pass over the tokens seen.
+`tables/evaluations`, one row and one commit an evaluation, whose record is in the commit; then tells the MLflow run.
+Should MLflow be away, what it is to know stays in the run folder for a later command: see `train.replay`.
+Costs one forward over the split and one pass over the tokens seen.
 """
 
 import os
@@ -18,7 +19,6 @@ import pyarrow as pa
 import torch
 
 from tessera import lineage, publish
-from tessera.away import insist
 from tessera.errors import Conflict, CorruptCheckpoint
 from tessera.evaluate import baselines, stage
 from tessera.evaluate.bits_per_byte import Score, score
@@ -30,9 +30,10 @@ from tessera.model import build
 from tessera.progress import Tell, silent
 from tessera.shard.read.batches import batch_at, make_order, open_split, sequential
 from tessera.shard.read.shards import Shards
-from tessera.tracking import TrackedRun, TrackingSettings, set_tags, tracking_uri
+from tessera.shard.run_manifest import ensure_index
+from tessera.tracking import TrackingSettings
+from tessera.train import replay
 from tessera.train.run import RunFolder
-from tessera.train.ship import known_run_id
 
 TABLE = "evaluations"
 PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)
@@ -113,8 +114,8 @@ def evaluate(
     record = publish_row(home, record=record, train=train, score=scores.model)
     tell("telling MLflow")
     try:
-        log_to_mlflow(record, run=train.run, steps=train.steps, verdict=verdict, home=home, tracking=tracking)
-    except Exception as error:  # whatever keeps MLflow away, the evaluation is published
+        log_to_mlflow(record, train=train, verdict=verdict, home=home, tracking=tracking, tell=tell)
+    except Exception as error:  # whatever it is, the evaluation is published
         tell(f"MLflow was not told ({type(error).__name__}); the evaluation is in {record.table.path}")
     return record
 
@@ -124,6 +125,7 @@ def measure(
 ) -> Scores:
     """The model's sum over the held-out split, and the baselines' bits per byte of the same text."""
     run = RunFolder(home.resolve(train.run))
+    ensure_index(run.manifest)
     heldout = _open(run, split="heldout")
     tell("gzip of the held-out text")
     texts = baselines.heldout_texts(
@@ -180,22 +182,24 @@ def publish_row(home: Home, *, record: EvaluateRecord, train: TrainRecord, score
 
 
 def log_to_mlflow(
-    record: EvaluateRecord, *, run: str, steps: int, verdict: Verdict, home: Home, tracking: TrackingSettings
-) -> None:
-    """Adds scores as metrics at the last step, and the verdict as tags, to the run that trained the model."""
-    metrics = {f"eval/{name}_bits_per_byte": bits for name, bits in record.baselines.items()}
-    line = {"step": float(steps), "time": time.time(), "eval/bits_per_byte": record.bits_per_byte, **metrics}
-    tags = {
-        "tessera.gate": "passed" if verdict.passed else "failed",
-        "tessera.gate_reasons": "; ".join(verdict.reasons),
-    }
-    run_id = record.run_id or known_run_id(RunFolder(home.resolve(run)))  # MLflow was away while it trained
+    record: EvaluateRecord, *, train: TrainRecord, verdict: Verdict, home: Home, tracking: TrackingSettings,
+    tell: Tell = silent,
+) -> None:  # fmt: skip
+    """Adds scores as metrics at the last step, and the verdict as tags, to the run that trained the model.
 
-    def send() -> None:
-        TrackedRun(tracking_uri(tracking, home=home), run_id).log_steps([line])
-        set_tags(tracking, home=home, run_id=run_id, tags=tags)
-
-    insist(send, seconds=tracking.flush_seconds)
+    They are kept in the run folder first, and sent after what MLflow lacks of the training itself.
+    """
+    folder = RunFolder(home.resolve(train.run))
+    baselines_of = {f"eval/{name}_bits_per_byte": bits for name, bits in record.baselines.items()}
+    replay.keep_evaluation(
+        folder, fingerprint=record.fingerprint, run_id=record.run_id, step=train.steps, time=time.time(),
+        metrics={"eval/bits_per_byte": record.bits_per_byte, **baselines_of},
+        tags={
+            "tessera.gate": "passed" if verdict.passed else "failed",
+            "tessera.gate_reasons": "; ".join(verdict.reasons),
+        },
+    )  # fmt: skip
+    replay.send(folder, settings=tracking, notice=tell, seconds=tracking.flush_seconds)
 
 
 def _append(home: Home, *, record: EvaluateRecord, train: TrainRecord, score: Score) -> EvaluateRecord:

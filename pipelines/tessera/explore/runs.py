@@ -91,8 +91,8 @@ class Found:
     runs: list[Run]
     """Training runs, oldest first."""
     left_out: list[LeftOut]
-    run_ids: set[str]
-    """Of all runs of the experiment, shown or not."""
+    names: set[str]
+    """The run folders of all runs of the experiment, shown or not."""
     fingerprints: set[str]
     """Their training fingerprints."""
 
@@ -102,14 +102,14 @@ def read_runs(client: Any, *, experiment_id: str, settings: ExploreSettings, par
 
     Args:
         client: an MlflowClient.
-        parameters: number of parameters by run id, for runs that have no tag of it.
+        parameters: number of parameters by run folder, for runs that have no tag of it.
     """
     training: list[Any] = []
     others: dict[str, list[str]] = {}
-    run_ids: set[str] = set()
+    names: set[str] = set()
     fingerprints: set[str] = set()
     for run in _search(client, experiment_id):
-        run_ids.add(run.info.run_id)
+        names.add(run.data.tags.get(RUN_TAG, ""))
         fingerprints.add(run.data.tags.get("tessera.fingerprint", ""))
         reason = _not_shown(run)
         if reason is None:
@@ -123,7 +123,7 @@ def read_runs(client: Any, *, experiment_id: str, settings: ExploreSettings, par
     models = _models(client, names={run.data.params["serve.model_name"] for run in newest if _serves(run)})
     runs = [_read_run(run, client=client, settings=settings, parameters=parameters, models=models) for run in newest]
     left_out = [LeftOut(reason, tuple(sorted(names))) for reason, names in sorted(others.items())]
-    return Found(runs, left_out, run_ids, fingerprints)
+    return Found(runs, left_out, names, fingerprints)
 
 
 def _search(client: Any, experiment_id: str) -> Iterator[Any]:
@@ -172,7 +172,7 @@ def _read_run(
         tokens=_until(last, values=by_step["tokens"]),
         steps=last,
         ranks=_whole(params.get("train.ranks")) or 1,
-        parameters=_whole(tags.get(PARAMETERS_TAG)) or parameters.get(run_id),
+        parameters=_whole(tags.get(PARAMETERS_TAG)) or parameters.get(run.data.tags[RUN_TAG]),
         gzip=_usable(run.data.metrics.get("eval/gzip_bits_per_byte")),
         gate=tags.get("tessera.gate", ""),
         gate_reasons=tags.get("tessera.gate_reasons", ""),

@@ -107,15 +107,18 @@ def _read(
     with answering(uri):
         experiment_id = prepare_store(tracking, home=home)
         client = tracking_client(uri, registry=registry_uri(tracking, home=home))
-        parameters = {record.run_id: record.parameters for record in records}
+        parameters = {Path(record.run).name: record.parameters for record in records}
         found = read_runs(client, experiment_id=experiment_id, settings=settings, parameters=parameters)
     unknown = _unknown(records, failed=failed, known=found, experiment=tracking.experiment)
     return client, experiment_id, found.runs, [*found.left_out, *unknown]
 
 
 def _unknown(records: list[TrainRecord], *, failed: set[str], known: Found, experiment: str) -> list[LeftOut]:
-    """What this home's ledger knows of training and the experiment lacks: MLflow was away, or it is in another."""
-    lost = {Path(record.run).name for record in records if record.run_id not in known.run_ids}
+    """What this home's ledger knows of training and the experiment lacks: MLflow is away, or it is in another.
+
+    By name: the ledger has no run id of what was trained while MLflow was away.
+    """
+    lost = {Path(record.run).name for record in records} - known.names
     early = {fingerprint[:12] for fingerprint in failed - known.fingerprints - {one.fingerprint for one in records}}
     where = f"in this home's ledger but not in experiment {experiment}"
     reasons = {where: lost, f"{where}, failed early; by fingerprint": early}

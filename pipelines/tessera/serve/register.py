@@ -27,7 +27,7 @@ from tessera.progress import Tell, silent
 from tessera.serve import stage
 from tessera.serve.settings import ServeSettings
 from tessera.train.run import RunFolder
-from tessera.train.ship import known_run_id
+from tessera.train.ship import LATER, known_run_id
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 WEIGHTS = "model.safetensors"
@@ -66,11 +66,13 @@ def register(
 
     Raises:
         CorruptCheckpoint: the weights are not those of the record.
-        ModelError: the run is not in MLflow.
+        ModelError: the run is not in MLflow, or not yet.
         TrackingError: MLflow cannot be used now.
     """
     name = settings.model_name
     run_id = train.run_id or known_run_id(RunFolder(home.resolve(train.run)))  # MLflow was away while it trained
+    if not run_id:
+        raise ModelError(f"MLflow has no run {Path(train.run).name} yet: it was away while it trained; {LATER}")
     fingerprint = stage.fingerprint(evaluate, settings=settings)
     wanted = {stage.FINGERPRINT_TAG: fingerprint, stage.WEIGHTS_TAG: train.weights_sha256}
     tell("looking for the model version")

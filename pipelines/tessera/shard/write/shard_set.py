@@ -6,11 +6,8 @@ made only when every document, byte and token of the table is accounted for in f
 """
 
 import json
-import re
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,8 +18,8 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from tessera import errors, failpoints, lineage, publish, tables
-from tessera.errors import ShardingFailed, ShardSetError, TesseraError
+from tessera import failpoints, lineage, publish, tables, tasks
+from tessera.errors import ShardingFailed, ShardSetError
 from tessera.home import Home
 from tessera.lineage import ShardRecord, SplitTotals, TableVersion, TokenizerRef
 from tessera.progress import Tell, silent
@@ -34,7 +31,6 @@ from tessera.shard.write import cells
 SPANS_STATS_COLUMNS = "doc_id,sha256,split,generation,bucket,piece,file"
 MAX_BUCKETS = 2**16
 TASKS_PER_CORE = 2
-WATCH_SECONDS = 0.5
 SMALL_BYTES = 2**26
 """Text for each core below which a table is spread over all of them before it is tokenized."""
 
@@ -98,7 +94,7 @@ def write_shards(
     ref = _tokenizer(table, groups=groups, settings=settings, fingerprint=fingerprint, home=home)
     plan = _plan(groups, folder=folder, tokenizer_folder=home.resolve(ref.path), settings=settings)
     spread = _spread(spark, table, groups=groups, partitions=partitions)
-    with _watched(spark, "tokenizing and packing", tell=progress):
+    with tasks.watched(spark, "tokenizing and packing", tell=progress):
         spans = _write_spans(spark, spread, plan=plan, home=home, settings=settings, publish_id=publication.publish_id)
     files = tables.query(home.resolve(spans.path), version=spans.version, sql=FILES_SQL)
     progress("checking and publishing")
@@ -194,7 +190,7 @@ def num_buckets(num_bytes: int, *, bucket_bytes: int) -> int:
 
 def _spread(spark: SparkSession, table: DataFrame, *, groups: Sequence[Group], partitions: int | None) -> DataFrame:
     """As many partitions as asked for; else enough for all cores, when the table is too small to have them itself."""
-    cores = spark.sparkContext.defaultParallelism
+    cores = tasks.parallelism(spark)
     if partitions is None and sum(group.num_bytes for group in groups) < SMALL_BYTES * cores:
         partitions = cores
     return table if partitions is None else table.repartition(partitions)
@@ -204,15 +200,16 @@ def _write_spans(
     spark: SparkSession, table: DataFrame, *, plan: cells.Plan, home: Home, settings: ShardSettings, publish_id: str
 ) -> TableVersion:
     """Writes the shard files, and commits the side table that says where each document lies."""
-    tasks = min(len(SPLITS) * sum(plan.buckets.values()), TASKS_PER_CORE * spark.sparkContext.defaultParallelism)
+    num_tasks = min(len(SPLITS) * sum(plan.buckets.values()), TASKS_PER_CORE * tasks.parallelism(spark))
     cell = ("generation", "bucket", "split")
     spans = (
         table.select("doc_id", "sha256", "added", "split", "num_bytes", "text")
         .mapInArrow(partial(cells.tokenize, plan=plan), cells.TOKENIZED)
-        .repartition(tasks, *cell)
+        .repartition(num_tasks, *cell)
         .sortWithinPartitions(*cell, "doc_id", "sha256")
         .mapInArrow(partial(cells.write_cells, plan=plan), cells.SPANS)
-    )
+        .select(*(F.col(name).cast(kind) for name, kind in map(str.split, cells.SPANS.split(", "))))
+    )  # the casts are for Spark Connect: a string from Python is `string collate UTF8_BINARY` there, unread by delta-rs
     path = manifest.spans_path(home, name=settings.name)
     writer = (
         spans.write.format("delta").mode("overwrite").option("userMetadata", json.dumps({"publish_id": publish_id}))
@@ -222,39 +219,9 @@ def _write_spans(
     try:
         writer.save(str(path))
     except PySparkException as error:
-        raise _from_worker(error) or error from None
+        raise tasks.error_of_worker(error) or error from None
     version = _version_of(path, publish_id=publish_id)
     return TableVersion(name=f"{settings.name}/documents", path=home.relative(path), version=version)
-
-
-@contextmanager
-def _watched(spark: SparkSession, text: str, *, tell: Tell) -> Iterator[None]:
-    """Tells twice a second how many tasks of the stages at work are done, while the block runs."""
-    tracker = spark.sparkContext.statusTracker()
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(WATCH_SECONDS):
-            stages = [info for number in tracker.getActiveStageIds() if (info := tracker.getStageInfo(number))]
-            if stages:
-                done = sum(stage.numCompletedTasks for stage in stages)
-                tell(text, done, sum(stage.numTasks for stage in stages))
-
-    tell(text)
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
-
-
-def _from_worker(error: Exception) -> TesseraError | None:
-    """The error of ours that a worker raised, out of the trace that Spark makes of it."""
-    found = re.search(r"tessera\.errors\.(\w+): (.*)", str(error))
-    kind = getattr(errors, found[1], None) if found else None
-    return kind(found[2]) if found and kind else None
 
 
 def _version_of(path: Path, *, publish_id: str) -> int:

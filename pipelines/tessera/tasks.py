@@ -1,0 +1,98 @@
+"""The tasks of a Spark session, classic or of Spark Connect: how many run at once, how many are done, why one failed.
+
+A classic session has a context to ask. Spark Connect has none: there the number is counted by a job (0.3 s), and the
+server reports progress by itself, every two seconds.
+"""
+
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tessera import connect, errors
+from tessera.errors import SetupError, TesseraError
+from tessera.progress import Tell
+
+if TYPE_CHECKING:
+    from pyspark import SparkContext
+    from pyspark.sql import SparkSession
+
+WATCH_SECONDS = 0.5
+MAX_PARALLELISM = 2**16
+"""Rows of the job that counts: every partition must get one."""
+
+
+def context_of(spark: "SparkSession") -> "SparkContext | None":
+    """The session's context; None over Spark Connect."""
+    return getattr(spark, "sparkContext", None)
+
+
+def parallelism(spark: "SparkSession") -> int:
+    """Partitions that Spark makes when nobody says how many: by default one for each core."""
+    context = context_of(spark)
+    if context is not None:
+        return int(context.defaultParallelism)
+    numbers = spark.range(MAX_PARALLELISM).selectExpr("spark_partition_id() AS number")
+    last = numbers.agg({"number": "max"}).first()
+    assert last is not None
+    return int(last[0]) + 1
+
+
+def error_of_worker(error: Exception) -> TesseraError | None:
+    """The error of ours that a worker raised, out of the trace that Spark makes of it, or what to say of a server or of
+    workers that are not as they must be; None of another."""
+    text = str(error)
+    if connect.is_gone(error):
+        return SetupError("the Spark Connect server answers no more; start it, and run the command again")
+    if "No module named 'tessera'" in text:
+        return SetupError("Spark's workers have no Tessera: install it, with the extra `spark`, in the Python they run")
+    if mismatch := re.search(r"worker has different version: ([\d.]+).* than that in driver:? ([\d.]+)", text):
+        return SetupError(f"Spark's workers run Python {mismatch[1]}, this is {mismatch[2]}; use one version for both")
+    found = re.search(r"tessera\.errors\.(\w+): (.*)", text)
+    kind = getattr(errors, found[1], None) if found else None
+    return kind(found[2]) if found and isinstance(kind, type) and issubclass(kind, TesseraError) else None
+
+
+@contextmanager
+def watched(spark: "SparkSession", text: str, *, tell: Tell) -> Iterator[None]:
+    """Tells how many tasks of the stages at work are done, while the block runs."""
+    tell(text)
+    context = context_of(spark)
+    with _reported(spark, text, tell=tell) if context is None else _asked(context, text, tell=tell):
+        yield
+
+
+@contextmanager
+def _asked(context: "SparkContext", text: str, *, tell: Tell) -> Iterator[None]:
+    tracker = context.statusTracker()
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(WATCH_SECONDS):
+            stages = [info for number in tracker.getActiveStageIds() if (info := tracker.getStageInfo(number))]
+            if stages:
+                done = sum(stage.numCompletedTasks for stage in stages)
+                tell(text, done, sum(stage.numTasks for stage in stages))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+@contextmanager
+def _reported(spark: "SparkSession", text: str, *, tell: Tell) -> Iterator[None]:
+    def report(*, stages: Iterable[Any] | None, **_: object) -> None:
+        at_work = [stage for stage in stages or () if not stage.done]
+        if at_work:
+            tell(text, sum(stage.num_completed_tasks for stage in at_work), sum(stage.num_tasks for stage in at_work))
+
+    spark.registerProgressHandler(report)
+    try:
+        yield
+    finally:
+        spark.removeProgressHandler(report)
