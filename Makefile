@@ -14,7 +14,7 @@ INSTALL = $(BIN)/uv pip sync --quiet requirements.lock && \
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 endif
 
-.PHONY: demo test check test-all cluster-test tools wheel gpu-kit lint lock clean
+.PHONY: demo test check test-all cluster-test connect-test tools wheel gpu-kit lint lock clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/ready
@@ -31,7 +31,11 @@ test-all: $(VENV)/ready tools lint
 
 # A Spark master and two workers on loopback; ranks on both, killed and recovered. All processes end with the tests.
 cluster-test: $(VENV)/ready
-	$(BIN)/python -m pytest -v -m cluster tests/cluster
+	$(BIN)/python -m pytest -v tests/cluster/test_cluster.py
+
+# Every room over a Spark Connect server; nine minutes.
+connect-test: $(VENV)/ready
+	$(BIN)/python -m pytest -v tests/cluster/test_connect.py
 
 # What some tests want beside Python: a browser for the map, a PostgreSQL server. Without them those tests are skipped.
 tools:

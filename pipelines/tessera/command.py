@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from tessera import connect
 from tessera.errors import TesseraError
 from tessera.home import Home
 
@@ -53,6 +54,9 @@ def guarded(work: Callable[[], None], *, show: bool) -> None:
         if advice := _missing_library(error):
             _complain(advice, show=show)
             raise typer.Exit(2) from None
+        if connect.is_gone(error):
+            _complain("the Spark Connect server answers no more; start it, and run the command again", show=show)
+            raise typer.Exit(1) from None
         # A foreign message may hold row text: name the kind and the place only.
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(frame.filename).name}:{frame.lineno}"

@@ -1,6 +1,6 @@
 """The tasks of a Spark session, classic or of Spark Connect: how many run at once, how many are done, why one failed.
 
-A classic session has a context to ask. Spark Connect has none: there the number is counted by a job (0.3 s), and the
+A classic session has a context to ask. Spark Connect has none: there the number is counted by a small job, and the
 server reports progress by itself, every two seconds.
 """
 

@@ -107,14 +107,18 @@ class LogServer:
                 while len(length := self.rfile.read(4)) == 4:
                     write(self.rfile.read(int.from_bytes(length, "big")).decode(errors="replace"))
 
-        server = socketserver.ThreadingTCPServer((spark_host_address, 0), Receiver)
+        try:
+            server = socketserver.ThreadingTCPServer((spark_host_address, 0), Receiver)
+        except OSError:  # the driver's host is not this machine: over Spark Connect, or behind an address translation
+            self._write(f"no log of the ranks: {spark_host_address} is not an address of this machine")
+            return
         server.daemon_threads = True
         self.port = server.server_address[1]
         self._server = server
         threading.Thread(target=server.serve_forever, name="ranks-log", daemon=True).start()
 
     def shutdown(self) -> None:
-        if self._server is not None:  # it never listened where the driver's address is not this machine's own
+        if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
 
