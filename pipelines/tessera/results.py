@@ -34,12 +34,18 @@ class Results:
         self.ledger = Ledger(home.ledger)
 
     def repair(self, notice: Callable[[str], None]) -> None:
-        """Adds to the ledger what was published and, after a kill, not yet written there."""
+        """Adds to the ledger what was published and, after a kill, not yet written there.
+
+        A slice of answers with rows to go is passed over: its run may be at work in another terminal, or have failed
+        and said so. The next score finds its rows.
+        """
         tables = (self.home.tables / "python_docs", self.home.documents, *self.home.shards.glob("*/manifest"))
         kinds = {kind.model_fields["stage"].default: kind for kind in PUBLISHED}
         for table in (*tables, self.home.evaluations, self.home.answers):
             record = publish.read_record(table)
-            if record is not None and self.ledger.repair(kinds[record["stage"]].model_validate(record)):
+            if record is None or record.get("remaining"):
+                continue
+            if self.ledger.repair(kinds[record["stage"]].model_validate(record)):
                 notice(f"ledger: the row of a published {record['stage']} was missing and is added")
 
     def newest(self, kind: type[RecordT], *, set_name: str | None = None) -> RecordT:

@@ -272,9 +272,11 @@ class Stages:
         source = answers.find_source(settings, home=self.home, spark=self.spark)
         uris = tracking.uris(self.settings.tracking, home=self.home)
         named = settings.model or f"models:/{self.settings.serve.model_name}@champion"
-        model = answers.find_model(model=named, home=self.home, **uris)
+        version = answers.find_version(model=named, **uris)
 
         def make(tell: Tell) -> ScoreRecord:
+            tell("fetching the model")
+            model = answers.fetch_model(version=version, home=self.home, **uris)
             tell("starting Spark")
             session = self.spark()
             from tessera.serve.batch import score
@@ -283,7 +285,7 @@ class Stages:
 
         return Work(
             kind=ScoreRecord,
-            fingerprint=answers.fingerprint(source, settings=settings, model=model),
+            fingerprint=answers.fingerprint(source, settings=settings, model=version),
             holds=lambda record: answers.verify(record, source=source, home=self.home),
             make=make,
         )

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 from deltalake import DeltaTable, QueryBuilder, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from tessera import failpoints, lineage
 from tessera.errors import SourceError
@@ -72,7 +73,8 @@ def read(
 ) -> pa.Table:
     """The rows of a table at a version, in no particular order."""
     table = open_table(path, version=version)
-    return table.to_pyarrow_table(columns=list(columns) if columns else None, filters=filters)
+    files = SubTreeFileSystem(str(path), LocalFileSystem())  # delta-rs's own is Python: freed too late, it aborts the exit
+    return table.to_pyarrow_table(columns=list(columns) if columns else None, filters=filters, filesystem=files)
 
 
 def query(path: Path, *, version: int, sql: str) -> pa.Table:

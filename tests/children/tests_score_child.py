@@ -16,7 +16,7 @@ from tessera.spark import SparkSettings
 def main() -> None:
     root, source, uri, models, prompt = sys.argv[1:]
     home = Home(Path(root))
-    settings = ScoreSettings(source=source, prompt=prompt, max_tokens=12, slice_rows=8)
+    settings = ScoreSettings(source=source, prompt=prompt, max_tokens=6, slice_rows=8)
     found = answers.find_source(settings, home=home)
     model = answers.find_model(uri, model="models:/score.main@champion", home=Home(Path(models)))
     session = spark.session(SparkSettings(master="local[2]", driver_memory="1g"), home=home)

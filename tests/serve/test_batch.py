@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from pyarrow import parquet
 from pydantic import ValidationError
 
 from tessera import publish, tables
@@ -32,6 +33,7 @@ from tessera.serve.settings import ServeSettings
 CHILD = Path(__file__).parents[1] / "children" / "tests_score_child.py"
 CANARY = "Zebra-Quasar-7741"
 PROMPT = "Return {text} of {n}:"
+TOKENS = 6  # as in the child
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("n", pa.int64())])
 WORDS = ["the größte value", "a list", "None if it is empty", "the smallest 空 value", "ValueError"]
 
@@ -87,7 +89,7 @@ def source(tmp_path):
 
 def score(spark, home, model, *, source, tell=lambda *_: None, **more):
     settings = ScoreSettings.model_validate(
-        {"source": str(source), "prompt": PROMPT, "max_tokens": 12, "slice_rows": 64, **more}
+        {"source": str(source), "prompt": PROMPT, "max_tokens": TOKENS, "slice_rows": 64, **more}
     )
     found = answers.find_source(settings, home=home, spark=lambda: spark)
     return batch.score(spark, source=found, settings=settings, model=model, home=home, tell=tell)
@@ -126,7 +128,7 @@ def test_every_row_gets_the_answer_of_the_engine(spark, home, model, own_engine,
     assert Counter(row["doc_id"] for row in found) == Counter(rows.keys())
     for row in found:
         given = rows[row["doc_id"]]
-        wanted = own_engine.complete(PROMPT.format(**given), default_tokens=12)
+        wanted = own_engine.complete(PROMPT.format(**given), default_tokens=TOKENS)
         assert row["answer"] == wanted.text
         assert (row["tokens"], row["prompt_tokens"]) == (wanted.completion_tokens, wanted.prompt_tokens)
         assert row["finish_reason"] == wanted.finish_reason
@@ -172,11 +174,38 @@ def test_only_new_and_changed_rows_are_answered_until_the_version_or_the_request
 
 @pytest.mark.spark
 def test_a_limit_goes_on_the_next_time(spark, home, model, source):
-    records = [score(spark, home, model, source=source, limit=15, slice_rows=8) for _ in range(3)]
+    records = [score(spark, home, model, source=source, limit=25, slice_rows=16) for _ in range(2)]
 
-    assert [record.answered for record in records] == [15, 15, 10]
-    assert [record.remaining for record in records] == [25, 10, 0]
+    assert [record.answered for record in records] == [25, 15]
+    assert [record.remaining for record in records] == [15, 0]
     assert answered(home) == once(rows_of(40))
+
+
+def waiting(home):
+    """The ids that wait in the folder of each slice."""
+    folders = home.spill.glob("spark-score-*/slice=*")
+    return {folder.name: set(parquet.read_table(folder)["doc_id"].to_pylist()) for folder in folders}
+
+
+@pytest.mark.spark
+def test_each_slice_has_a_folder_of_its_own_rows_that_goes_with_its_commit(spark, home, model, source):
+    seen = []
+
+    def tell(text, *_):
+        if text == "answering":
+            done = [doc_id for doc_id, *_ in answered(home)] if tables.exists(home.answers) else []
+            seen.append((waiting(home), done))
+
+    score(spark, home, model, source=source, limit=24, slice_rows=6, tell=tell)
+
+    wanted = sorted(map(doc_id_of, rows_of(40)))[:24]
+    first = seen[0][0]
+    assert sorted(doc_id for ids in first.values() for doc_id in ids) == wanted
+    assert all({int(doc_id[-8:], 16) % 4 for doc_id in ids} == {int(name[6:])} for name, ids in first.items())
+    for slices, done in seen:
+        assert sorted([*done, *(doc_id for ids in slices.values() for doc_id in ids)]) == wanted
+    assert len(seen) == len(first) > 2
+    assert list(home.spill.glob("spark-score-*")) == []
 
 
 @pytest.mark.spark
@@ -225,7 +254,7 @@ def test_keys_and_times_do_not_depend_on_the_session_and_text_that_is_not_utf8_i
     (row,) = answers_in(home)
     wanted = "{2026-03-29T01:30:00.000000Z} 2026-03-29"
     assert row["prompt_sha256"] == hashlib.sha256(wanted.encode()).hexdigest()
-    assert row["answer"] == own_engine.complete(wanted, default_tokens=12).text
+    assert row["answer"] == own_engine.complete(wanted, default_tokens=TOKENS).text
     assert row["row_key"] == '{"at":"2026-03-29T01:30:00.000Z","id":7}'
     with pytest.raises(SourceError, match=r"none of its 1 rows can be asked: \{'not_utf8': 1\}"):
         score(spark, home, model, source=tmp_path / "bad", prompt="{text}")
@@ -233,22 +262,26 @@ def test_keys_and_times_do_not_depend_on_the_session_and_text_that_is_not_utf8_i
 
 @pytest.mark.spark
 def test_an_answer_and_a_document_of_one_row_have_one_id(spark, home, model, tmp_path):
-    rows = [{"id": f"k{n}", "text": f"a text that is long enough to be a document {n}", "n": n} for n in range(30)]
-    write(tmp_path / "t", rows)
+    key = ["n", "a`b.c"]
+    rows = [{"a`b.c": f"k{n}", "text": f"a text that is long enough to be a document {n}", "n": n} for n in range(30)]
+    write(tmp_path / "t", rows, schema=None)
     settings = PrepareSettings.model_validate(
-        {"sources": [{"path": str(tmp_path / "t"), "name": "wiki", "id": ["n", "id"]}], "holdout": 0.3}
+        {"sources": [{"path": str(tmp_path / "t"), "name": "wiki", "id": key}], "holdout": 0.3}
     )
     resolved = [sources.resolve(one, home=home) for one in settings.sources]
     documents.write_documents(spark, sources=resolved, settings=settings, fingerprint="f", home=home)
 
-    score(spark, home, model, source=tmp_path / "t", name="wiki", id=["n", "id"], prompt="{n}", max_tokens=1)
+    score(spark, home, model, source=tmp_path / "t", name="wiki", id=key, prompt="{n}", max_tokens=1)
 
+    keys = [json.dumps({"a`b.c": row["a`b.c"], "n": row["n"]}, separators=(",", ":")) for row in rows]
+    assert {row["row_key"] for row in answers_in(home)} == set(keys)
     assert {row["doc_id"] for row in answers_in(home)} == {
         row["doc_id"] for row in tables.read(home.documents).to_pylist()
     }
 
 
 @pytest.mark.spark
+@pytest.mark.slow
 def test_draws_depend_on_seed_and_row_alone(spark, tmp_path, model, source):
     def drawn(number, **more):
         home = Home(tmp_path / f"home{number}")
@@ -282,6 +315,7 @@ def test_of_two_scorers_one_wins_and_no_row_is_answered_twice(spark, home, model
 
 
 @pytest.mark.spark
+@pytest.mark.slow
 def test_a_commit_that_is_no_scorers_is_a_conflict_too(spark, home, model, source):
     """Compaction in mid-run: what was pending was compared with another version, so nothing is added on trust."""
     score(spark, home, model, source=source, limit=20, slice_rows=10)
@@ -299,6 +333,7 @@ def test_a_commit_that_is_no_scorers_is_a_conflict_too(spark, home, model, sourc
 
 
 @pytest.mark.spark
+@pytest.mark.slow
 def test_a_worker_that_dies_and_is_replaced_adds_nothing(spark, home, model, source, tmp_path):
     marker = tmp_path / "died once"
     with failing(spark, f"score.after_row:kill:1:{marker}"):
@@ -329,6 +364,7 @@ def check_partial(home, rows):
 
 
 @pytest.mark.spark
+@pytest.mark.slow
 def test_killed_at_each_point_and_run_again_each_row_is_answered_exactly_once(
     spark, home, model, registered, own_engine, source
 ):
@@ -350,7 +386,7 @@ def test_killed_at_each_point_and_run_again_each_row_is_answered_exactly_once(
     assert answered(home) == once(rows)
     for row in answers_in(home):
         given = next(given for given in rows if doc_id_of(given) == row["doc_id"])
-        assert row["answer"] == own_engine.complete(PROMPT.format(**given), default_tokens=12).text
+        assert row["answer"] == own_engine.complete(PROMPT.format(**given), default_tokens=TOKENS).text
 
 
 @pytest.mark.spark
@@ -414,6 +450,7 @@ def test_a_whole_result_is_recognised_without_spark_until_something_touches_it(s
 
 
 @pytest.mark.spark
+@pytest.mark.slow
 def test_a_changed_checkpoint_is_named_and_nothing_is_written(spark, home, model, source):
     with pytest.raises(ModelError, match="found weights"):
         score(spark, home, dataclasses.replace(model, weights_sha256="0" * 64), source=source)

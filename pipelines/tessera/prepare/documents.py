@@ -6,6 +6,8 @@ what is left. Nothing is collected a row at a time; the driver sees counts.
 
 import time
 from collections.abc import Sequence
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from tessera.errors import SourceError
 from tessera.home import Home
 from tessera.lineage import PrepareRecord, TableVersion
 from tessera.prepare.settings import PrepareSettings
-from tessera.prepare.sources import Source
+from tessera.prepare.sources import Located, Source
 from tessera.progress import Tell, silent
 
 STATS_COLUMNS = "doc_id,source,source_version,kind,sha256,num_bytes,group,split,added"
@@ -79,39 +81,64 @@ def write_documents(
     return record
 
 
+def read_pinned(spark: SparkSession, source: Source | Located, *, where: str | None, option: str) -> DataFrame:
+    """The rows of a table at its pinned version, those that `where` lets pass.
+
+    Args:
+        option: what the filter is called in an error.
+
+    Raises:
+        SourceError: the filter is not SQL on the table's columns.
+    """
+    reader = spark.read.format("delta").option("versionAsOf", source.pinned.version)
+    table = reader.table(source.location) if source.in_catalog else reader.load(source.location)
+    if where is None:
+        return table
+    try:
+        table = table.where(where)
+        _ = table.schema  # Spark Connect looks at the condition no earlier
+    except AnalysisException as error:
+        reason = str(error).splitlines()[0][:200]
+        raise SourceError(f"{option} is not SQL on its columns: {reason}") from None
+    return table
+
+
+def column(name: str) -> Column:
+    """The column of exactly this name, dots and backticks in it included."""
+    return F.col("`" + name.replace("`", "``") + "`")
+
+
+def has_key(key: Sequence[str]) -> Column:
+    """Whether no column of the row key is null."""
+    return reduce(and_, (column(name).isNotNull() for name in key))
+
+
+def row_key(key: Sequence[str]) -> Column:
+    """The row key as canonical JSON: its columns by name, times in UTC."""
+    return F.to_json(F.struct(*map(column, sorted(key))), {"ignoreNullFields": "false", "timeZone": "UTC"})
+
+
+def doc_id(source_name: str, *, row_key: Column) -> Column:
+    """SHA-256 of the source's name, a line feed, and the row key. A document and an answer of one row share it."""
+    return F.sha2(F.concat(F.lit(source_name + "\n"), row_key), 256)
+
+
 def _rows(spark: SparkSession, source: Source, *, partitions: int | None) -> DataFrame:
     """(doc_id, source, source_version, kind, text, updated, purposes) of one source, its row filter applied first."""
     settings = source.settings
-    reader = spark.read.format("delta").option("versionAsOf", source.pinned.version)
-    table = reader.table(source.location) if source.in_catalog else reader.load(source.location)
-    try:
-        if settings.where is not None:
-            table = table.where(settings.where)
-    except AnalysisException as error:
-        reason = str(error).splitlines()[0][:200]
-        raise SourceError(f"prepare.sources {settings.name}: where is not SQL on its columns: {reason}") from None
+    table = read_pinned(spark, source, where=settings.where, option=f"prepare.sources {settings.name}: where")
     if partitions is not None:
         table = table.repartition(partitions)
-    key = [F.col(f"`{name}`") for name in sorted(settings.key)]
-    has_key = F.lit(True)
-    for column in key:
-        has_key = has_key & column.isNotNull()
-    updated = F.col(f"`{settings.updated}`").cast("string") if settings.updated else F.lit(None).cast("string")
+    updated = column(settings.updated).cast("string") if settings.updated else F.lit(None).cast("string")
     return table.select(
-        F.when(has_key, _doc_id(settings.name, key=key)).alias("doc_id"),
+        F.when(has_key(settings.key), doc_id(settings.name, row_key=row_key(settings.key))).alias("doc_id"),
         F.lit(settings.name).alias("source"),
         F.lit(source.pinned.version).cast("long").alias("source_version"),
         F.lit(settings.kind).alias("kind"),
-        F.col(f"`{settings.text}`").cast("string").alias("text"),
+        column(settings.text).cast("string").alias("text"),
         updated.alias("updated"),
         F.array(*[F.lit(purpose) for purpose in settings.purposes]).cast("array<string>").alias("purposes"),
     )
-
-
-def _doc_id(source_name: str, *, key: list[Column]) -> Column:
-    """SHA-256 of the source's name, a line feed, and the row key as canonical JSON (columns by name, UTC times)."""
-    row_key = F.to_json(F.struct(*key), {"ignoreNullFields": "false", "timeZone": "UTC"})
-    return F.sha2(F.concat(F.lit(source_name + "\n"), row_key), 256)
 
 
 def _judge(rows: DataFrame, *, settings: PrepareSettings) -> DataFrame:

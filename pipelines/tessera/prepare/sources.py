@@ -1,4 +1,4 @@
-"""Which table versions a `prepare` reads: found, pinned and checked before any row is read.
+"""Which table versions are read: found, pinned and checked before any row is. `score` finds its table here too.
 
 Tables of the home and tables given by path are resolved without a JVM, so a wrong name, version or column is answered
 in a second. Only a table of the Spark catalog needs the session.
@@ -19,6 +19,18 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 STRING_TYPES = ("string", "large_string", "string_view")
+
+
+@dataclass(frozen=True)
+class Located:
+    """A table that was found, at the version it will be read at."""
+
+    pinned: TableVersion
+    location: str
+    """A folder, a URI or the full name of a catalog table."""
+    columns: dict[str, str]
+    """Column name -> Spark's short type name."""
+    in_catalog: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,16 +67,45 @@ def resolve(settings: SourceSettings, *, home: Home, spark: "Callable[[], SparkS
     Raises:
         SourceError: no such table, version or column; or the text is not a string.
     """
-    folder = _folder(settings, home=home)
-    if folder is None:
-        return _resolve_in_catalog(settings, home=home, spark=spark)
-    table = tables.open_table(folder, version=settings.version, timestamp=settings.timestamp)
-    schema = table.schema()
-    columns = {field.name: str(getattr(field.type, "type", field.type)) for field in schema.fields}
-    _check_columns(settings, columns=columns, where=str(folder))
-    recorded = home.relative(folder) if isinstance(folder, Path) else folder
-    pinned = TableVersion(name=settings.name, path=recorded, version=table.version(), table_id=str(table.metadata().id))
-    return Source(settings=settings, pinned=pinned, location=str(folder))
+    found = locate(
+        _folder(settings, home=home) or settings.table or "", option="prepare.sources", name=settings.name, home=home,
+        spark=spark, version=settings.version, timestamp=settings.timestamp,
+    )  # fmt: skip
+    _check_columns(settings, columns=found.columns, where=found.location)
+    return Source(settings=settings, pinned=found.pinned, location=found.location, in_catalog=found.in_catalog)
+
+
+def locate(
+    place: Path | str, *, option: str, name: str, home: Home, spark: "Callable[[], SparkSession] | None" = None,
+    version: int | None = None, timestamp: str | None = None,
+) -> Located:  # fmt: skip
+    """Finds a table and pins its version.
+
+    Args:
+        place: its folder; or in text its URI, or its full name in the Spark catalog.
+        option: where it was named, for errors.
+        name: the logical name that is recorded.
+        spark: gives the session; called only for a table of the Spark catalog.
+        version: the latest without it and without `timestamp`.
+
+    Raises:
+        SourceError: no such table or version.
+    """
+    if isinstance(place, str) and "://" not in place:
+        return _locate_in_catalog(
+            place, option=option, name=name, home=home, spark=spark, version=version, timestamp=timestamp
+        )
+    table = tables.open_table(place, version=version, timestamp=timestamp)
+    return Located(
+        pinned=TableVersion(
+            name=name,
+            path=home.relative(place) if isinstance(place, Path) else place,
+            version=table.version(),
+            table_id=str(table.metadata().id),
+        ),
+        location=str(place),
+        columns={field.name: str(getattr(field.type, "type", field.type)) for field in table.schema().fields},
+    )
 
 
 def check_not_rolled_back(source: Source, *, earlier: list[TableVersion]) -> None:
@@ -95,21 +136,21 @@ def _folder(settings: SourceSettings, *, home: Home) -> Path | str | None:
     return folder if tables.exists(folder) else None
 
 
-def _resolve_in_catalog(settings: SourceSettings, *, home: Home, spark: "Callable[[], SparkSession] | None") -> Source:
-    name = settings.table
-    assert name is not None
-    if "." not in name or spark is None:
+def _locate_in_catalog(
+    table: str, *, option: str, name: str, home: Home, spark: "Callable[[], SparkSession] | None",
+    version: int | None, timestamp: str | None,
+) -> Located:  # fmt: skip
+    if "." not in table or spark is None:
         held = sorted(entry.name for entry in home.tables.glob("*") if tables.exists(entry))
         raise SourceError(
-            f"prepare.sources: there is no table {name} in {home.tables} (it holds: {', '.join(held) or 'nothing'}); "
+            f"{option}: there is no table {table} in {home.tables} (it holds: {', '.join(held) or 'nothing'}); "
             "give one of them, a path, or catalog.schema.name"
         )
     from tessera.prepare.catalog import describe
 
-    found = describe(spark(), name=name, version=settings.version, timestamp=settings.timestamp)
-    _check_columns(settings, columns=found.columns, where=name)
-    pinned = TableVersion(name=settings.name, path=name, version=found.version, table_id=found.table_id)
-    return Source(settings=settings, pinned=pinned, location=name, in_catalog=True)
+    found = describe(spark(), name=table, version=version, timestamp=timestamp)
+    pinned = TableVersion(name=name, path=table, version=found.version, table_id=found.table_id)
+    return Located(pinned=pinned, location=table, columns=found.columns, in_catalog=True)
 
 
 def _check_columns(settings: SourceSettings, *, columns: dict[str, str], where: str) -> None:

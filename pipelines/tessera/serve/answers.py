@@ -18,7 +18,9 @@ import pyarrow as pa
 from tessera import lineage, publish, registry, tables
 from tessera.errors import ConfigError, ModelError, SourceError
 from tessera.home import Home
-from tessera.lineage import ScoreRecord, TableVersion
+from tessera.lineage import ScoreRecord
+from tessera.prepare import sources
+from tessera.prepare.sources import Located
 from tessera.serve import stage
 from tessera.serve.score_settings import ScoreSettings, Template, parse_template
 
@@ -56,22 +58,18 @@ SLICE_BITS = 32
 
 
 @dataclass(frozen=True)
-class ScoreSource:
-    """The table whose rows are asked, at the version it will be read at."""
-
-    pinned: TableVersion
-    location: str
-    """A folder, a URI or the full name of a catalog table."""
-    in_catalog: bool = False
-
-
-@dataclass(frozen=True)
-class Model:
-    """The model version that answers, and its files."""
+class ModelVersion:
+    """The model version that answers, as the registry knows it."""
 
     name: str
     version: int
     weights_sha256: str
+
+
+@dataclass(frozen=True)
+class Model(ModelVersion):
+    """The same with its files at hand."""
+
     checkpoint: Path
     """Configuration, weights and tokenizer, in a folder that every executor can read."""
 
@@ -87,9 +85,7 @@ def template_of(settings: ScoreSettings) -> Template:
     return parse_template(settings.prompt)
 
 
-def find_source(
-    settings: ScoreSettings, *, home: Home, spark: "Callable[[], SparkSession] | None" = None
-) -> ScoreSource:
+def find_source(settings: ScoreSettings, *, home: Home, spark: "Callable[[], SparkSession] | None" = None) -> Located:
     """Finds the table, pins its version, and checks that it has the columns of the key and the prompt.
 
     Args:
@@ -102,39 +98,52 @@ def find_source(
     template = template_of(settings)
     if settings.source is None:
         raise ConfigError("score needs a table: --source TABLE, or score.source")
-    folder = _folder(settings.source, home=home)
-    if folder is None:
-        return _find_in_catalog(settings, name=settings.source, template=template, home=home, spark=spark)
-    table = tables.open_table(folder, version=settings.version)
-    columns = {field.name: str(getattr(field.type, "type", field.type)) for field in table.schema().fields}
-    _check_columns(settings, template=template, columns=columns, where=str(folder))
-    recorded = home.relative(folder) if isinstance(folder, Path) else folder
-    pinned = TableVersion(name=settings.name, path=recorded, version=table.version(), table_id=str(table.metadata().id))
-    return ScoreSource(pinned=pinned, location=str(folder))
+    place = _place(settings.source, home=home)
+    found = sources.locate(
+        place, option="--source", name=settings.name, home=home, spark=spark, version=settings.version
+    )
+    _check_columns(settings, template=template, columns=found.columns, where=found.location)
+    return found
 
 
-def find_model(tracking_uri: str, *, model: str, home: Home, registry_uri: str | None = None) -> Model:
-    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` means now.
+def find_version(tracking_uri: str, *, model: str, registry_uri: str | None = None) -> ModelVersion:
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` means now; its files are not touched.
 
     Raises:
-        ModelError: there is none, saying what there is; Tessera did not register it; or its files are gone.
+        ModelError: there is none, saying what there is; or Tessera did not register it.
     """
     version = registry.get_version(tracking_uri, model=model, registry_uri=registry_uri)
     weights = version.tags.get(stage.WEIGHTS_TAG)
     if not weights:
         raise ModelError(f"{version.uri} was not registered by Tessera; name a version that tessera serve made")
+    return ModelVersion(name=version.name, version=version.version, weights_sha256=weights)
+
+
+def fetch_model(tracking_uri: str, *, version: ModelVersion, home: Home, registry_uri: str | None = None) -> Model:
+    """Its files on this machine; those of an MLflow server are fetched once a version.
+
+    Raises:
+        ModelError: they are gone.
+    """
+    uri = f"models:/{version.name}/{version.version}"
     folder = registry.resolve(
-        tracking_uri, model=version.uri, registry_uri=registry_uri, artifacts=home.mlflow_artifacts, cache=home.models
+        tracking_uri, model=uri, registry_uri=registry_uri, artifacts=home.mlflow_artifacts, cache=home.models
     )
     checkpoint = folder / "artifacts" / stage.CHECKPOINT
     if not checkpoint.is_dir():
-        raise ModelError(
-            f"{version.uri}: its checkpoint is not at {checkpoint}; register the run again: tessera serve --fresh"
-        )
-    return Model(name=version.name, version=version.version, weights_sha256=weights, checkpoint=checkpoint)
+        raise ModelError(f"{uri}: its checkpoint is not at {checkpoint}; register the run again: tessera serve --fresh")
+    return Model(
+        name=version.name, version=version.version, weights_sha256=version.weights_sha256, checkpoint=checkpoint
+    )
 
 
-def request_of(settings: ScoreSettings, *, model: Model) -> str:
+def find_model(tracking_uri: str, *, model: str, home: Home, registry_uri: str | None = None) -> Model:
+    """`find_version`, then `fetch_model`."""
+    version = find_version(tracking_uri, model=model, registry_uri=registry_uri)
+    return fetch_model(tracking_uri, version=version, home=home, registry_uri=registry_uri)
+
+
+def request_of(settings: ScoreSettings, *, model: ModelVersion) -> str:
     """SHA-256 of all that decides an answer besides the row: weights, template, sampling. Greedy has no seed."""
     asked = settings.model_dump(mode="json", include={"prompt", "max_tokens", "stop"})
     if settings.temperature > 0:
@@ -142,7 +151,7 @@ def request_of(settings: ScoreSettings, *, model: Model) -> str:
     return lineage.sha256_json({"semantics": SEMANTICS, "weights": model.weights_sha256, **asked})
 
 
-def fingerprint(source: ScoreSource, *, settings: ScoreSettings, model: Model) -> str:
+def fingerprint(source: Located, *, settings: ScoreSettings, model: ModelVersion) -> str:
     """Over the pinned rows, the model version and the request."""
     inputs = {
         "source": [source.pinned.name, source.pinned.version, list(settings.key), settings.where],
@@ -152,7 +161,7 @@ def fingerprint(source: ScoreSource, *, settings: ScoreSettings, model: Model) -
     return lineage.fingerprint(stage="score", semantics=SEMANTICS, inputs=inputs, config={"request": request})
 
 
-def verify(record: ScoreRecord, *, source: ScoreSource, home: Home) -> bool:
+def verify(record: ScoreRecord, *, source: Located, home: Home) -> bool:
     """Whether the record is of this very table, left no row pending, and nothing has touched its answers since."""
     if record.remaining or [table.table_id for table in record.inputs] != [source.pinned.table_id]:
         return False
@@ -177,32 +186,15 @@ def _only_scored(path: Path, *, after: int, newest: int) -> bool:
     return len(list(takewhile(lambda number: number > after, numbers))) == newest - after
 
 
-def _folder(source: str, *, home: Home) -> Path | str | None:
-    """The folder or URI of the table; None when only the Spark catalog may know it."""
+def _place(source: str, *, home: Home) -> Path | str:
+    """The folder that is meant; else the text itself, a URI or what only the Spark catalog may know."""
     if "://" in source:
         return source
     if "/" not in source and tables.exists(home.tables / source):
         return home.tables / source
     path = Path(source).expanduser()
     path = path if path.is_absolute() else Path.cwd() / path
-    return path if "/" in source or tables.exists(path) else None
-
-
-def _find_in_catalog(
-    settings: ScoreSettings, *, name: str, template: Template, home: Home, spark: "Callable[[], SparkSession] | None"
-) -> ScoreSource:
-    if "." not in name or spark is None:
-        held = sorted(entry.name for entry in home.tables.glob("*") if tables.exists(entry))
-        raise SourceError(
-            f"--source: there is no table {name} in {home.tables} (it holds: {', '.join(held) or 'nothing'}); "
-            "give one of them, a path, or catalog.schema.name"
-        )
-    from tessera.prepare.catalog import describe
-
-    found = describe(spark(), name=name, version=settings.version)
-    _check_columns(settings, template=template, columns=found.columns, where=name)
-    pinned = TableVersion(name=settings.name, path=name, version=found.version, table_id=found.table_id)
-    return ScoreSource(pinned=pinned, location=name, in_catalog=True)
+    return path if "/" in source or tables.exists(path) else source
 
 
 def _check_columns(settings: ScoreSettings, *, template: Template, columns: dict[str, str], where: str) -> None:

@@ -7,14 +7,18 @@ the one before: retries and speculative twins of a task add nothing, a kill lose
 second of two scorers gets `Conflict` before it has added a row.
 
 Costs: an engine for each Python worker (about ten seconds of imports, then the weights in memory), one sequence at a
-time in each; rows are shown to the model in no order; the driver holds one slice of answers; the pending rows' text
-lies in Spark's spill folder while it runs. The driver imports no torch.
+time in each; rows are shown to the model in no order; the driver holds one slice of answers. The pending rows' text
+lies in the home's spill folder while it runs, for a moment twice: once whole, then as Parquet in a folder a slice,
+each gone when its slice is committed. A slice reads its own folder alone, so that time grows with the rows. The driver
+imports no torch.
 """
 
 import os
+import shutil
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -24,7 +28,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 from pyspark import StorageLevel
-from pyspark.errors import AnalysisException, PySparkException
+from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -32,20 +36,25 @@ from tessera import failpoints, lineage, publish, tasks
 from tessera.errors import Conflict, PromptError, SourceError, TesseraError, TokenizerError
 from tessera.home import Home
 from tessera.lineage import ScoreRecord, TableVersion
+from tessera.prepare import documents
+from tessera.prepare.sources import Located
 from tessera.progress import Tell, silent
 from tessera.publish import Publication
 from tessera.serve import answers
-from tessera.serve.answers import Model, ScoreSource
+from tessera.serve.answers import Model
 from tessera.serve.score_settings import ScoreSettings, Template
 
 if TYPE_CHECKING:
     from tessera.serve.engine import Engine
 
+PENDING = "doc_id string, row_key string, prompt string, prompt_sha256 string"
+"""A row that is to be answered, as it waits in its slice's folder."""
+
 ANSWERED = (
     "doc_id string, row_key string, prompt_sha256 string, answer string, prompt_tokens long, tokens long, "
     "finish_reason string, seconds double"
 )
-"""What a worker gives for a pending row (doc_id, row_key, prompt, prompt_sha256)."""
+"""What a worker gives for a pending row."""
 
 UNANSWERED: dict[type[Exception], str] = {PromptError: "prompt_too_long", TokenizerError: "prompt_unfit"}
 """Finish reasons without an answer: no room for a token in the context, or the tokenizer cannot take the text."""
@@ -91,11 +100,15 @@ class Counts:
     def rows(self) -> int:
         return sum(self.skipped.values()) + self.found + self.pending
 
+    def wanted(self, *, limit: int | None) -> int:
+        """Rows that will be answered now."""
+        return min(self.pending, limit or self.pending)
+
 
 def score(
     spark: SparkSession,
     *,
-    source: ScoreSource,
+    source: Located,
     settings: ScoreSettings,
     model: Model,
     home: Home,
@@ -118,28 +131,21 @@ def score(
     """
     began = time.monotonic()
     publication = publish.begin(home.answers, name="answers")
-    request = answers.request_of(settings, model=model)
-    rows = _rows(spark, source, settings=settings)
-    judged = _with_known(spark, rows, model=model, request=request, publication=publication)
-    judged = judged.persist(StorageLevel.DISK_ONLY)
-    try:
+    plan = _plan(model, settings=settings)
+    num_tasks = TASKS_PER_CORE * tasks.parallelism(spark)
+    with _scratch(home) as folder:
         tell("looking for rows without an answer")
-        _refuse_duplicates(judged, settings=settings)
-        counts = _count(judged)
-        _refuse_nothing(counts, settings=settings)
+        rows = _rows(spark, source, settings=settings)
+        judged = _with_known(spark, rows, settings=settings, model=model, publication=publication)
+        counts = _cut(judged, settings=settings, num_tasks=num_tasks, to=folder)
         record = _first_record(source, settings=settings, model=model, counts=counts, parent=publication.parent)
-        wanted = min(counts.pending, settings.limit or counts.pending)
-        plan = _plan(model, settings=settings)
-        number = answers.num_slices(wanted, slice_rows=settings.slice_rows) if wanted else 0
-        for pending in _slices(judged, wanted=wanted, limited=wanted < counts.pending, number=number):
+        wanted = counts.wanted(limit=settings.limit)
+        for pending in _slices(folder):
             tell("answering", record.answered, wanted)
-            data = _table(_answer(spark, pending, plan=plan), record=record, source=source)
-            if data.num_rows == 0:
-                continue
+            found = _answer(spark, pending, plan=plan, num_tasks=num_tasks)
+            data = _table(found, record=record, source=source)
             record = _after(record, data, version=publication.version, seconds=time.monotonic() - began)
             publication = _publish(publication, data, record=record)
-    finally:
-        judged.unpersist()
     if record.answered != wanted:
         raise TesseraError(f"{wanted} rows were pending, {record.answered} came back answered; run score again")
     return record
@@ -151,7 +157,7 @@ def row_seed(seed: int, *, doc_id: str) -> int:
 
 
 def answer_rows(batches: Iterator[pa.RecordBatch], *, plan: Plan) -> Iterator[pa.RecordBatch]:
-    """What a Spark worker does: pending rows (doc_id, row_key, prompt, prompt_sha256) -> ANSWERED."""
+    """What a Spark worker does: PENDING -> ANSWERED."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # Spark has as many workers as cores
     for batch in batches:
         if batch.num_rows == 0:
@@ -201,29 +207,22 @@ def _answer_row(engine: "Engine", prompt: str, *, options: dict[str, Any], doc_i
     }
 
 
-def _rows(spark: SparkSession, source: ScoreSource, *, settings: ScoreSettings) -> DataFrame:
+def _rows(spark: SparkSession, source: Located, *, settings: ScoreSettings) -> DataFrame:
     """(doc_id, row_key, prompt, prompt_sha256, reason) of the source; `reason` says why a row cannot be asked."""
-    reader = spark.read.format("delta").option("versionAsOf", source.pinned.version)
-    table = reader.table(source.location) if source.in_catalog else reader.load(source.location)
-    try:
-        if settings.where is not None:
-            table = table.where(settings.where)
-            _ = table.schema  # Spark Connect looks at the condition no earlier
-    except AnalysisException as error:
-        said = str(error).splitlines()[0][:200]
-        raise SourceError(f"score.where is not SQL on the columns of {settings.name}: {said}") from None
+    table = documents.read_pinned(spark, source, where=settings.where, option=f"score.source {settings.name}: where")
     template = answers.template_of(settings)
-    key = [_column(name) for name in sorted(settings.key)]
-    row_key = F.to_json(F.struct(*key), {"ignoreNullFields": "false", "timeZone": "UTC"})
+    row_key, has_key = documents.row_key(settings.key), documents.has_key(settings.key)
     prompt = _prompt(template, types=dict(table.dtypes))
-    reason = F.when(F.greatest(*[column.isNull() for column in key], F.lit(False)), "null_key")
+    reason = F.when(~has_key, "null_key")
     for name in dict.fromkeys(name for _, name in template if name is not None):
-        reason = reason.when(_column(name).isNull(), f"null_in_{name}")
+        reason = reason.when(documents.column(name).isNull(), f"null_in_{name}")
     reason = reason.when(~(F.is_valid_utf8(row_key) & F.is_valid_utf8(prompt)), "not_utf8")
-    keyed = table.select(row_key.alias("row_key"), prompt.alias("prompt"), reason.alias("reason"))
-    doc_id = F.sha2(F.concat(F.lit(source.pinned.name + "\n"), F.col("row_key")), 256)  # as prepare.documents does
+    keyed = table.select(
+        row_key.alias("row_key"), prompt.alias("prompt"), reason.alias("reason"), has_key.alias("has_key")
+    )
+    doc_id = documents.doc_id(source.pinned.name, row_key=F.col("row_key"))
     return keyed.select(
-        F.when(F.col("reason").isNull() | (F.col("reason") != "null_key"), doc_id).alias("doc_id"),
+        F.when(F.col("has_key"), doc_id).alias("doc_id"),
         "row_key",
         "prompt",
         F.sha2(F.col("prompt").cast("binary"), 256).alias("prompt_sha256"),
@@ -237,7 +236,7 @@ def _prompt(template: Template, *, types: dict[str, str]) -> Column:
     for literal, name in template:
         parts.append(F.lit(literal))
         if name is not None:
-            parts.append(_as_text(_column(name), kind=types[name]))
+            parts.append(_as_text(documents.column(name), kind=types[name]))
     return F.concat(*parts)
 
 
@@ -248,17 +247,14 @@ def _as_text(column: Column, *, kind: str) -> Column:
     return column.cast("string")
 
 
-def _column(name: str) -> Column:
-    return F.col("`" + name.replace("`", "``") + "`")
-
-
 def _with_known(
-    spark: SparkSession, rows: DataFrame, *, model: Model, request: str, publication: Publication
+    spark: SparkSession, rows: DataFrame, *, settings: ScoreSettings, model: Model, publication: Publication
 ) -> DataFrame:
     """Adds `known`: whether the parent version of the answers holds this row's answer to this very prompt."""
     if publication.parent == publish.NO_PARENT:
         return rows.withColumn("known", F.lit(False))
     table = spark.read.format("delta").option("versionAsOf", publication.parent).load(str(publication.path))
+    request = answers.request_of(settings, model=model)
     ours = (F.col("model") == model.name) & (F.col("model_version") == model.version) & (F.col("request") == request)
     before = table.where(ours).select("doc_id", "prompt_sha256").distinct().withColumn("known", F.lit(True))
     joined = rows.join(before, on=["doc_id", "prompt_sha256"], how="left")
@@ -301,22 +297,57 @@ def _plan(model: Model, *, settings: ScoreSettings) -> Plan:
     )
 
 
-def _slices(judged: DataFrame, *, wanted: int, limited: bool, number: int) -> Iterator[DataFrame]:
-    """The pending rows, those of smallest id when they are `limited`, in `number` slices by the last bits of the id."""
-    pending = judged.where("reason IS NULL AND NOT known").select("doc_id", "row_key", "prompt", "prompt_sha256")
-    if limited:
-        pending = pending.orderBy("doc_id").limit(wanted)
-    digits = answers.SLICE_BITS // 4
-    last_bits = F.conv(F.substring("doc_id", -digits, digits), 16, 10).cast("long").bitwiseAND(F.lit(number - 1))
-    for index in range(number):
-        yield pending.where(last_bits == index)
-
-
-def _answer(spark: SparkSession, pending: DataFrame, *, plan: Plan) -> pa.Table:
-    """ANSWERED of one slice, spread over all cores."""
-    num_tasks = TASKS_PER_CORE * tasks.parallelism(spark)
+@contextmanager
+def _scratch(home: Home) -> Iterator[Path]:
+    """A folder of this run for text, removed in the end. After a kill gc takes it, as it does what Spark leaves."""
+    folder = home.spill / f"spark-score-{uuid4().hex}"
     try:
-        return pending.repartition(num_tasks, "doc_id").mapInArrow(partial(answer_rows, plan=plan), ANSWERED).toArrow()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _cut(judged: DataFrame, *, settings: ScoreSettings, num_tasks: int, to: Path) -> Counts:
+    """Counts the rows, and writes those to be answered as one Parquet file a slice.
+
+    A row's slice is the last bits of its id; of limited rows, those of smallest id are taken, once for all slices.
+    """
+    judged = judged.persist(StorageLevel.DISK_ONLY)
+    try:
+        _refuse_duplicates(judged, settings=settings)
+        counts = _count(judged)
+        _refuse_nothing(counts, settings=settings)
+        if wanted := counts.wanted(limit=settings.limit):
+            pending = judged.where("reason IS NULL AND NOT known")
+            if wanted < counts.pending:
+                pending = pending.orderBy("doc_id").limit(wanted)
+            slices = _slice_of("doc_id", number=answers.num_slices(wanted, slice_rows=settings.slice_rows))
+            columns = [part.split()[0] for part in PENDING.split(", ")]
+            numbered = pending.select(*columns, slices.alias("slice")).repartition(num_tasks, "slice")
+            numbered.write.partitionBy("slice").parquet(str(to))
+    finally:
+        judged.unpersist()
+    return counts
+
+
+def _slice_of(doc_id: str, *, number: int) -> Column:
+    """The slice of an id, of `number`, a power of two."""
+    digits = answers.SLICE_BITS // 4
+    return F.conv(F.substring(doc_id, -digits, digits), 16, 10).cast("long").bitwiseAND(F.lit(number - 1))
+
+
+def _slices(folder: Path) -> Iterator[Path]:
+    """The folder of each slice that has rows, in order; it is removed when the next one is asked for."""
+    for path in sorted(folder.glob("slice=*"), key=lambda path: int(path.name.partition("=")[2])):
+        yield path
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _answer(spark: SparkSession, pending: Path, *, plan: Plan, num_tasks: int) -> pa.Table:
+    """ANSWERED of one slice, spread over all cores."""
+    rows = spark.read.schema(PENDING).parquet(str(pending))
+    try:
+        return rows.repartition(num_tasks, "doc_id").mapInArrow(partial(answer_rows, plan=plan), ANSWERED).toArrow()
     except PySparkException as error:
         raise _from_worker(error) from None
 
@@ -328,7 +359,7 @@ def _from_worker(error: Exception) -> TesseraError:
     )
 
 
-def _table(found: pa.Table, *, record: ScoreRecord, source: ScoreSource) -> pa.Table:
+def _table(found: pa.Table, *, record: ScoreRecord, source: Located) -> pa.Table:
     """A slice as it is stored, by doc_id."""
     constants = {
         "source": source.pinned.name,
@@ -344,7 +375,7 @@ def _table(found: pa.Table, *, record: ScoreRecord, source: ScoreSource) -> pa.T
 
 
 def _first_record(
-    source: ScoreSource, *, settings: ScoreSettings, model: Model, counts: Counts, parent: int
+    source: Located, *, settings: ScoreSettings, model: Model, counts: Counts, parent: int
 ) -> ScoreRecord:
     """The record before the first slice."""
     return ScoreRecord(
