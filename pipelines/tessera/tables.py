@@ -73,8 +73,18 @@ def read(
 ) -> pa.Table:
     """The rows of a table at a version, in no particular order."""
     table = open_table(path, version=version)
-    files = SubTreeFileSystem(str(path), LocalFileSystem())  # delta-rs's own is Python: freed too late, it aborts the exit
-    return table.to_pyarrow_table(columns=list(columns) if columns else None, filters=filters, filesystem=files)
+    chosen = list(columns) if columns else None
+    return table.to_pyarrow_table(columns=chosen, filters=filters, filesystem=_files(path))
+
+
+def dataset(path: Path, *, version: int | None = None) -> Any:
+    """A table at a version as an Arrow dataset, to be read in batches."""
+    return open_table(path, version=version).to_pyarrow_dataset(filesystem=_files(path))
+
+
+def _files(path: Path) -> SubTreeFileSystem:
+    """Arrow's own file system: delta-rs's is made in Python and, freed too late, aborts the end of a short command."""
+    return SubTreeFileSystem(str(path), LocalFileSystem())
 
 
 def query(path: Path, *, version: int, sql: str) -> pa.Table:

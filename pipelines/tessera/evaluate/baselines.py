@@ -52,7 +52,7 @@ def gzip_bits_per_byte(texts: Iterable[str], *, text_bytes: int) -> float:
 
 def heldout_texts(documents: Path, *, version: int, text_bytes: int) -> Iterator[str]:
     """The texts of the held-out documents in order of doc_id, at most about RANGE_BYTES of them in memory."""
-    dataset = tables.open_table(documents, version=version).to_pyarrow_dataset()
+    dataset = tables.dataset(documents, version=version)
     bounds = _ranges(1 << max(0, math.ceil(math.log2(max(1, text_bytes) / RANGE_BYTES))))
     for low, high in bounds:
         wanted = (ds.field("split") == "heldout") & (ds.field("doc_id") >= low)
