@@ -56,7 +56,8 @@ def test_history_shows_failed_rows_too() -> None:
         "seconds": 1.5,
         "record": RECORDS[0].to_json(),
     }
-    failed = {"stage": "train", "at": "2026-11-23T10:01:00", "status": "failed", "seconds": 2.0, "record": "{}"}
+    failed = {"stage": "train", "at": "2026-11-23T10:01:00", "status": "failed", "seconds": 2.0}
+    failed["record"] = Record(stage="train", fingerprint="f", error="rank 1 was killed").to_json()
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
 
     console.print(report.history([done, failed]))
@@ -64,3 +65,4 @@ def test_history_shows_failed_rows_too() -> None:
     text = console.export_text()
     assert "1,200 documents@3" in text
     assert "failed" in text
+    assert "rank 1 was killed" in text

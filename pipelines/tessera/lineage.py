@@ -193,6 +193,13 @@ class ScoreRecord(Record):
     table: TableVersion
 
 
+KINDS: dict[str, type[Record]] = {
+    kind.model_fields["stage"].default: kind
+    for kind in (SampleRecord, PrepareRecord, ShardRecord, TrainRecord, EvaluateRecord, ServeRecord, ScoreRecord)
+}
+"""The record of each stage: those of the line in its order, then scoring."""
+
+
 def fingerprint(*, stage: str, semantics: int, inputs: Any, config: Any) -> str:
     """SHA-256 over everything that can change a stage's output.
 

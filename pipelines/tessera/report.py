@@ -10,6 +10,7 @@ from rich.text import Text
 from tessera.garbage import Garbage
 from tessera.home import Home
 from tessera.lineage import (
+    KINDS,
     EvaluateRecord,
     PrepareRecord,
     Record,
@@ -161,11 +162,8 @@ def history(rows: Sequence[dict[str, Any]]) -> RenderableType:
         shown.add_column(name, no_wrap=True)
     shown.add_column("seconds", justify="right")
     shown.add_column("outcome", overflow="fold")
-    kinds = {
-        kind.model_fields["stage"].default: kind
-        for kind in (SampleRecord, PrepareRecord, ShardRecord, TrainRecord, EvaluateRecord, ServeRecord, ScoreRecord)
-    }
     for row in rows:
-        what = outcome(kinds[row["stage"]].from_json(row["record"])) if row["status"] != "failed" else ""
+        record = (Record if row["status"] == "failed" else KINDS[row["stage"]]).from_json(row["record"])
+        what = record.error or outcome(record)
         shown.add_row(_moment(row["at"]), row["stage"], row["status"], f"{row['seconds']:.1f}", what)
     return shown

@@ -8,20 +8,16 @@ from tessera import publish
 from tessera.errors import UserError
 from tessera.home import Home
 from tessera.lineage import (
+    KINDS,
     EvaluateRecord,
     PrepareRecord,
     Record,
-    SampleRecord,
-    ScoreRecord,
     ServeRecord,
     ShardRecord,
     TableVersion,
     TrainRecord,
 )
 from tessera.tables import Ledger
-
-PUBLISHED = (SampleRecord, PrepareRecord, ShardRecord, EvaluateRecord, ScoreRecord)
-"""Records that stand in a publishing commit, so that the ledger can be repaired from it."""
 
 RecordT = TypeVar("RecordT", bound=Record)
 
@@ -40,12 +36,11 @@ class Results:
         and said so. The next score finds its rows.
         """
         tables = (self.home.tables / "python_docs", self.home.documents, *self.home.shards.glob("*/manifest"))
-        kinds = {kind.model_fields["stage"].default: kind for kind in PUBLISHED}
         for table in (*tables, self.home.evaluations, self.home.answers):
             record = publish.read_record(table)
             if record is None or record.get("remaining"):
                 continue
-            if self.ledger.repair(kinds[record["stage"]].model_validate(record)):
+            if self.ledger.repair(KINDS[record["stage"]].model_validate(record)):
                 notice(f"ledger: the row of a published {record['stage']} was missing and is added")
 
     def newest(self, kind: type[RecordT], *, set_name: str | None = None) -> RecordT:

@@ -28,12 +28,8 @@ from tessera.settings import Settings
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-KINDS: dict[str, type[Record]] = {
-    kind.model_fields["stage"].default: kind
-    for kind in (SampleRecord, PrepareRecord, ShardRecord, TrainRecord, EvaluateRecord, ServeRecord)
-}
-"""The stages of the line, in order, and the record of each."""
-STAGES = tuple(KINDS)
+STAGES = ("sample", "prepare", "shard", "train", "evaluate", "serve")
+"""The line, in its order."""
 RecordT = TypeVar("RecordT", bound=Record)
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from tessera.errors import SourceError
 from tessera.home import Home
-from tessera.lineage import PrepareRecord, Record, ShardRecord
+from tessera.lineage import KINDS, PrepareRecord, Record, ShardRecord
 from tessera.prepare import sources
 from tessera.prepare.settings import SourceSettings
 from tessera.results import Results
 from tessera.settings import Settings
-from tessera.stages import KINDS, STAGES
+from tessera.stages import STAGES
 from tessera.train.garbage import is_running
 from tessera.train.run import RunFolder
 
