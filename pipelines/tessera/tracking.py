@@ -247,14 +247,6 @@ def open_run(
     return TrackedRun(uri, run_id)
 
 
-def set_tags(settings: TrackingSettings, *, home: Home, run_id: str, tags: Mapping[str, str]) -> None:
-    """Adds tags to a run that may be ended already."""
-    from mlflow.entities import RunTag
-
-    tagged = [RunTag(key, value) for key, value in tags.items()]
-    client(tracking_uri(settings, home=home)).log_batch(run_id, tags=tagged)
-
-
 def flatten(values: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:
     """Nested settings as `section.key` -> text, as MLflow holds parameters; lists as JSON-like text."""
     flat: dict[str, str] = {}

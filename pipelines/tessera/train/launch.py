@@ -94,7 +94,7 @@ def train(
             status = "FAILED"
             raise
         finally:
-            tags = _result_tags(result) if status == "FINISHED" else None
+            tags = result.tags if status == "FINISHED" else None
             run_id = shipper.close(status=status, tags=tags)
     return _record(
         result, folder=folder, run_id=run_id, shards=shards, fingerprint=fingerprint, home=home,
@@ -135,11 +135,6 @@ def tags_of(
         "tessera.tokenizer_sha256": shards.tokenizer.sha256,
         **{f"tessera.table.{name}": f"{table.path}@{table.version}" for name, table in tables.items()},
     }
-
-
-def _result_tags(result: RunResult) -> dict[str, str]:
-    """What the run's end adds to its lineage."""
-    return {"tessera.weights_sha256": result.weights_sha256, "tessera.parameters": str(result.parameters)}
 
 
 def _until_finished(spark: SparkSession, folder: RunFolder, *, spec: RunSpec, attempt: int, tell: Tell) -> RunResult:

@@ -94,8 +94,7 @@ def _end_to_send(folder: RunFolder) -> Ending | None:
         return None
     ending = Ending(**noted) if noted else Ending("", time=folder.record.stat().st_mtime, tags={})
     if result is not None:
-        tags = {"tessera.weights_sha256": result.weights_sha256, "tessera.parameters": str(result.parameters)}
-        ending = Ending(FINISHED, time=ending.time, tags={**tags, **ending.tags})
+        ending = Ending(FINISHED, time=ending.time, tags={**result.tags, **ending.tags})
     return ending if read_cursor(folder).get("status") != ending.status else None
 
 

@@ -62,6 +62,11 @@ class RunResult(Entry):
     seconds: float
     """Of training, over all attempts; starting the ranks not counted."""
 
+    @property
+    def tags(self) -> dict[str, str]:
+        """What the run's end adds to its lineage in MLflow."""
+        return {"tessera.weights_sha256": self.weights_sha256, "tessera.parameters": str(self.parameters)}
+
 
 @dataclass(frozen=True)
 class RunFolder:
