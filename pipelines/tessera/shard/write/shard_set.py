@@ -23,7 +23,8 @@ from tessera.errors import ShardingFailed, ShardSetError
 from tessera.home import Home
 from tessera.lineage import ShardRecord, SplitTotals, TableVersion, TokenizerRef
 from tessera.progress import Tell, silent
-from tessera.shard import artefact, manifest, tokenizer
+from tessera.shard import artefact, encode, manifest, tokenizer
+from tessera.shard.cell import SPANS, Recipe
 from tessera.shard.run_manifest import SPLITS
 from tessera.shard.settings import ShardSettings
 from tessera.shard.write import cells
@@ -92,10 +93,12 @@ def write_shards(
     _refuse_empty(groups, documents=documents)
     progress("making the tokenizer")
     ref = _tokenizer(table, groups=groups, settings=settings, fingerprint=fingerprint, home=home)
-    plan = _plan(groups, folder=folder, tokenizer_folder=home.resolve(ref.path), settings=settings)
+    recipe = _recipe(groups, tokenizer_folder=home.resolve(ref.path), settings=settings)
     spread = _spread(spark, table, groups=groups, partitions=partitions)
     with tasks.watched(spark, "tokenizing and packing", tell=progress):
-        spans = _write_spans(spark, spread, plan=plan, home=home, settings=settings, publish_id=publication.publish_id)
+        spans = _write_spans(
+            spark, spread, recipe=recipe, home=home, settings=settings, publish_id=publication.publish_id
+        )
     files = tables.query(home.resolve(spans.path), version=spans.version, sql=FILES_SQL)
     progress("checking and publishing")
     check_totals(files, groups=groups, seq_len=settings.seq_len)
@@ -168,12 +171,12 @@ def sample_texts(table: DataFrame, *, train_bytes: int, sample_bytes: int) -> li
     return list(sample["text"].take(order).to_pylist())
 
 
-def _plan(groups: Sequence[Group], *, folder: Path, tokenizer_folder: Path, settings: ShardSettings) -> cells.Plan:
+def _recipe(groups: Sequence[Group], *, tokenizer_folder: Path, settings: ShardSettings) -> Recipe:
     num_bytes: dict[int, int] = {}
     for group in groups:
         num_bytes[group.generation] = num_bytes.get(group.generation, 0) + group.num_bytes
-    return cells.Plan(
-        folder=str(folder),
+    return Recipe(
+        compacted=-1,
         buckets={added: num_buckets(total, bucket_bytes=settings.bucket_bytes) for added, total in num_bytes.items()},
         tokenizer=tokenizer.definition(tokenizer_folder),
         seq_len=settings.seq_len,
@@ -197,18 +200,19 @@ def _spread(spark: SparkSession, table: DataFrame, *, groups: Sequence[Group], p
 
 
 def _write_spans(
-    spark: SparkSession, table: DataFrame, *, plan: cells.Plan, home: Home, settings: ShardSettings, publish_id: str
+    spark: SparkSession, table: DataFrame, *, recipe: Recipe, home: Home, settings: ShardSettings, publish_id: str
 ) -> TableVersion:
     """Writes the shard files, and commits the side table that says where each document lies."""
-    num_tasks = min(len(SPLITS) * sum(plan.buckets.values()), TASKS_PER_CORE * tasks.parallelism(spark))
+    num_tasks = min(len(SPLITS) * sum(recipe.buckets.values()), TASKS_PER_CORE * tasks.parallelism(spark))
     cell = ("generation", "bucket", "split")
+    folder = str(manifest.set_folder(home, name=settings.name))
     spans = (
-        table.select("doc_id", "sha256", "added", "split", "num_bytes", "text")
-        .mapInArrow(partial(cells.tokenize, plan=plan), cells.TOKENIZED)
+        table.select(*encode.DOCUMENT_COLUMNS)
+        .mapInArrow(partial(cells.tokenize, recipe=recipe), encode.TOKENIZED)
         .repartition(num_tasks, *cell)
         .sortWithinPartitions(*cell, "doc_id", "sha256")
-        .mapInArrow(partial(cells.write_cells, plan=plan), cells.SPANS)
-        .select(*(F.col(name).cast(kind) for name, kind in map(str.split, cells.SPANS.split(", "))))
+        .mapInArrow(partial(cells.write_cells, recipe=recipe, folder=folder), SPANS)
+        .select(*(F.col(name).cast(kind) for name, kind in map(str.split, SPANS.split(", "))))
     )  # the casts are for Spark Connect: a string from Python is `string collate UTF8_BINARY` there, unread by delta-rs
     path = manifest.spans_path(home, name=settings.name)
     writer = (
