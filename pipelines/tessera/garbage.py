@@ -1,20 +1,29 @@
 """What lies in a home and is needed by nothing: found by the rooms, listed with its size, and removed when asked for.
 
 Finding costs a walk over the folders and a read of the manifests; nothing else is opened. What is young is left alone,
-by default for a day, since a writer may still be about to name it.
+by default for a day, since a writer may still be about to name it; and what was changed after it was found stays too: a
+writer then took a file that lay there for its own.
 """
 
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from tessera import delta_log, publish
 from tessera.home import Home
 from tessera.locks import is_shared_or_held
 
 SPARK_SCRATCH = ("spark-*", "blockmgr-*", "artifacts*", "jvm.log")
 """What a session leaves in the spill folder when it is killed."""
+
+TICK_SECONDS = 0.01
+"""By so much the kernel's clock, which dates changes of files, may lag behind ours."""
+
+OWN_TABLES = ("python_docs", "documents", "erasures", "evaluations", "answers", "ledger")
+"""Other tables that lie in `tables/` are their owners'."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,8 @@ class Garbage:
     path: Path
     why: str
     num_bytes: int
+    found_at: float = field(default_factory=time.time, compare=False)
+    """Unix seconds."""
 
 
 def spill(home: Home, *, before: float) -> Iterator[Garbage]:
@@ -40,6 +51,14 @@ def spill(home: Home, *, before: float) -> Iterator[Garbage]:
                 yield Garbage("spill", path, "of a Spark session that is gone", size_of(path))
 
 
+def of_tables(home: Home, *, before: float) -> Iterator[Garbage]:
+    """Data files of our own tables that no version names: of Spark jobs that were killed. They may hold text."""
+    for name in OWN_TABLES:
+        path = home.tables / name
+        for file in publish.orphans(path, versions=delta_log.versions(path), before=before):
+            yield Garbage("tables", file, "no version of its table names it", file.stat().st_size)
+
+
 def fetched_models(home: Home, *, before: float) -> Iterator[Garbage]:
     """Copies of models that lie on an MLflow server; they are fetched again when they are wanted."""
     for path in sorted(home.models.glob("*")):
@@ -48,9 +67,12 @@ def fetched_models(home: Home, *, before: float) -> Iterator[Garbage]:
 
 
 def remove(found: Iterable[Garbage]) -> int:
-    """Removes what was found; bytes freed: of what is gone afterwards, since some of it may not be ours to remove."""
+    """Removes what was found and has not changed since; bytes freed: of what is gone afterwards, since some of it may
+    not be ours to remove."""
     freed = 0
     for one in found:
+        if newest_change(one.path) >= one.found_at - TICK_SECONDS:
+            continue
         if one.path.is_dir():
             with suppress(OSError):
                 (one.path / "record.json").unlink(missing_ok=True)  # a folder without its record does not exist

@@ -20,11 +20,12 @@ from torch import nn
 
 from tessera import failpoints
 from tessera.errors import CorruptCheckpoint
-from tessera.lineage import sha256_file
+from tessera.files import sync
+from tessera.lineage import check_format, sha256_file
 from tessera.model.build import WEIGHTS, assign, export, read_weights
-from tessera.shard import tokenizer
+from tessera.shard import chat, tokenizer
 from tessera.train.optimizer import Optimizer
-from tessera.train.run import FORMAT, RECORD, sync, to_json, write_durable
+from tessera.train.run import FORMAT, RECORD, to_json, write_durable
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
@@ -47,12 +48,13 @@ def folder_of(checkpoints: Path, *, step: int) -> Path:
 
 def save(
     folder: Path, *, model: nn.Module, optimizer: Optimizer, tokenizer_folder: Path, state: dict[str, Any],
-    before_commit: Callable[[], None],
+    before_commit: Callable[[], None], chats: bool = False,
 ) -> Checkpoint:  # fmt: skip
     """Writes and commits a checkpoint; what is at `folder`, left by a run that was killed or fell back, is replaced.
 
     Args:
         state: JSON values; `num_steps` among them.
+        chats: the model was trained on conversations: the tokenizer gets the template by which they were written.
         before_commit: called when all but the record is written; what it raises leaves nothing committed.
     """
     if folder.exists():
@@ -61,6 +63,8 @@ def save(
     export(model, folder=folder)
     for file in tokenizer.files(tokenizer_folder):
         shutil.copyfile(file, folder / file.name)
+    if chats and chat.load(folder).name == chat.OURS:
+        (folder / chat.FILE).write_text(chat.PLAIN, encoding="utf-8")
     tensors = {name: value.detach().cpu().contiguous() for name, value in optimizer.state().items()}
     save_file(tensors, folder / OPTIMIZER)
     (folder / STATE).write_text(to_json(state), encoding="utf-8")
@@ -91,6 +95,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
     Raises:
         CorruptCheckpoint: no record, or a file that is missing or differs; says which.
+        FormatError: a newer Tessera wrote it: no older checkpoint is then silently taken instead.
     """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -99,8 +104,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise CorruptCheckpoint(f"checkpoint {folder.name} has no {RECORD}: it was not finished") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CorruptCheckpoint(f"checkpoint {folder.name} has an unreadable {RECORD}") from None
-    if record.get("format") not in (FORMAT, FORMAT - 1) or not {WEIGHTS, OPTIMIZER, STATE} <= set(files):
-        raise CorruptCheckpoint(f"checkpoint {folder.name} has a {RECORD} of another format")
+    check_format(record.get("format"), known=FORMAT, what=f"checkpoint {folder}", remedy="start a new run: --fresh")
+    if not {WEIGHTS, OPTIMIZER, STATE} <= set(files):
+        raise CorruptCheckpoint(f"checkpoint {folder.name} has a {RECORD} that does not name all of its files")
     for name, (num_bytes, sha256) in files.items():
         file = folder / name
         if file.parent != folder or not file.is_file():

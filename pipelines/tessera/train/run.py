@@ -7,7 +7,6 @@ the rest. See docs/protocol.md.
 
 import fcntl
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +19,10 @@ from pydantic import ValidationError
 from tessera import lineage
 from tessera.config import Section
 from tessera.errors import Conflict, ModelError, Superseded, TrainingFailed
+from tessera.files import write_whole
 from tessera.home import Home
 from tessera.lineage import Entry, ShardRecord, TrainRecord
+from tessera.shard.read.manifest import Labels
 from tessera.train.settings import TrainSettings
 
 SEMANTICS = 1
@@ -43,6 +44,8 @@ class RunSpec(Section):
     """The tokenizer's folder."""
     block_shards: int
     """Shards whose samples are shuffled together; see `shard.read.order`."""
+    heldout_labels: Labels | None = None
+    """Of a set with conversations, in which some tokens are no labels; null: all are."""
 
 
 class RunResult(Entry):
@@ -130,21 +133,26 @@ class RunFolder:
         return self.root / RECORD
 
     def read_spec(self) -> RunSpec:
-        """Raises TrainingFailed when run.json is absent or of another format."""
+        """Raises TrainingFailed when run.json is absent, FormatError when it is of another format."""
         try:
             spec = RunSpec.model_validate_json(self.spec.read_text(encoding="utf-8"))
         except (OSError, ValidationError) as error:
             raise TrainingFailed(f"{self.spec} cannot be read ({type(error).__name__}); start the run again") from None
-        if spec.format not in (FORMAT, FORMAT - 1):
-            raise TrainingFailed(f"{self.spec} has format {spec.format}, wanted {FORMAT}; start a new run: --fresh")
+        lineage.check_format(spec.format, known=FORMAT, what=str(self.spec), remedy="start a new run: --fresh")
         return spec
 
     def read_result(self) -> RunResult | None:
-        """The record of a finished run; None while it is not finished."""
+        """The record of a finished run; None while it is not finished.
+
+        Raises:
+            FormatError: a newer Tessera finished it.
+        """
         try:
-            return RunResult.model_validate_json(self.record.read_text(encoding="utf-8"))
+            result = RunResult.model_validate_json(self.record.read_text(encoding="utf-8"))
         except (OSError, ValidationError):
             return None
+        lineage.check_format(result.format, known=FORMAT, what=str(self.record), remedy="start a new run: --fresh")
+        return result
 
     def read_attempt(self) -> int:
         """The number of the newest attempt; 0 before the first."""
@@ -250,23 +258,8 @@ def launcher_lock(folder: RunFolder) -> Iterator[None]:
 
 
 def write_durable(path: Path, text: str) -> None:
-    """Writes a small file whole or not at all: under another name, synced, renamed, the folder synced."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Makes a file's contents or a folder's entries durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Writes a small file whole or not at all."""
+    write_whole(path, text.encode())
 
 
 def to_json(value: Any) -> str:
