@@ -37,6 +37,7 @@ EXTRAS = {
         *TRAIN,
         *TABLES,
         "tokenizers>=0.22",
+        "jinja2>=3.1",  # Pallets, BSD; comes with torch: a tokenizer's own chat template, rendered in its sandbox
         "pyspark>=4.0.1,<4.3",  # Apache: the cluster, and TorchDistributor
         "delta-spark>=4.0,<4.4.1",  # Linux Foundation: Delta for Spark; 4.4.1 has no jars on Maven Central
         "cryptography>=45",  # comes with mlflow: gives that Java the machine's own certificates

@@ -135,6 +135,8 @@ def test_a_later_version_keeps_the_age_of_what_did_not_change(
     assert {added[row["text"]] for row in more} == {1}
     assert {age for text, age in added.items() if text not in {row["text"] for row in more}} == {0}
     assert first[29]["text"] not in added
+    generations = [(one.added, one.documents) for one in record.generations]
+    assert generations == [(0, len(first)), (1, 1 + len(more))], "the first generation is remembered as it was"
     older = {row["text"] for row in tables.read(home.documents, version=0).to_pylist()}
     assert older == set(texts(30))
 

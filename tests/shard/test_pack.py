@@ -1,13 +1,15 @@
 """Packing against best-fit decreasing done one piece at a time, and its conservation of every token."""
 
 import hashlib
+from typing import get_args
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.shard.conftest import END, make_documents, make_keys, pack_documents
 
-from tessera.shard.pack import Packed, best_fit, cut, pack
+from tessera.shard.pack import Packed, Packing, best_fit, cut, pack
 
 
 def best_fit_one_by_one(lengths: list[int], *, seq_len: int) -> list[int]:
@@ -59,34 +61,121 @@ def test_cut_leaves_no_rest_of_an_end_token_alone(lengths: list[int], seq_len: i
         assert mine.sum() == -(-length // seq_len)
 
 
+def sequences_of(packed: Packed) -> list[tuple[list[int], list[int], int]]:
+    """(tokens, starts, padding) of each sequence."""
+    starts = np.split(packed.starts_P.astype(int), np.cumsum(packed.num_starts_S)[:-1])
+    padding = packed.padding_S(end_id=END).tolist()
+    rows = zip(packed.tokens_ST.tolist(), starts, padding, strict=True)
+    return [(tokens, begins.tolist(), num_padding) for tokens, begins, num_padding in rows]
+
+
+@pytest.mark.parametrize("packing", get_args(Packing))
 @settings(deadline=None)
 @given(st.integers(1, 120), st.integers(2, 150), st.integers(16, 64), st.integers(0, 9))
-def test_nothing_is_lost_and_padding_is_told_apart(number: int, longest: int, seq_len: int, seed: int) -> None:
+def test_nothing_is_lost_and_padding_is_told_apart(
+    packing: Packing, number: int, longest: int, seq_len: int, seed: int
+) -> None:
     documents = make_documents(number, longest=longest, seed=seed)
 
-    packed = pack_documents(documents, seq_len=seq_len)
+    packed = pack_documents(documents, seq_len=seq_len, packing=packing)
 
     assert documents_in(packed) == [document.tolist() for document in documents]
     total = sum(len(document) for document in documents)
-    padding_S = packed.padding_S(end_id=END)
-    assert total + padding_S.sum() == packed.tokens_ST.size
-    per_sequence = np.split(packed.starts_P, np.cumsum(packed.num_starts_S)[:-1])
-    for row, starts, padding in zip(packed.tokens_ST, per_sequence, padding_S, strict=True):
+    assert total + packed.padding_S(end_id=END).sum() == packed.tokens_ST.size
+    assert packed.loss_ST is None
+    for tokens, starts, padding in sequences_of(packed):
         assert starts[0] == 0
-        assert (np.diff(starts.astype(int)) > 0).all()
-        assert (row[seq_len - padding :] == END).all()
-        assert (row[starts[:-1]] != END).all()
+        assert sorted(set(starts)) == starts
+        assert all(token == END for token in tokens[seq_len - padding :])
+        begins = starts[:-1] if padding else starts
+        assert all(tokens[begin] != END for begin in begins)
+        assert not padding or starts[-1] == seq_len - padding
+        assert packing != "none" or len(begins) == 1
 
 
-def test_packing_does_not_depend_on_the_order_of_documents() -> None:
+@pytest.mark.parametrize("packing", get_args(Packing))
+@settings(deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=14), min_size=1, max_size=40), st.integers(16, 20),
+    st.integers(0, 9),
+)  # fmt: skip
+def test_conversations_with_end_tokens_inside_never_begin_a_piece_with_one(
+    packing: Packing, inner: list[list[int]], seq_len: int, seed: int
+) -> None:
+    """Documents that fit a sequence may hold end tokens, as conversations do; and labels go where tokens go."""
+    documents = [np.array([1 + number, *tokens, END], np.uint16) for number, tokens in enumerate(inner)]
+    loss = [(np.arange(len(document)) * 7 + len(document)) % 3 == 0 for document in documents]
+
+    packed = pack_documents(documents, seq_len=seq_len, seed=seed, packing=packing, loss=loss)
+
+    assert documents_in(packed) == [document.tolist() for document in documents]
+    assert packed.loss_ST is not None
+    masks = {**vars(packed), "tokens_ST": packed.loss_ST, "loss_ST": None}
+    assert documents_in(Packed(**masks)) == [mask.astype(int).tolist() for mask in loss]
+    assert packed.loss_ST.sum() == sum(mask.sum() for mask in loss)
+    assert sum(map(len, documents)) + packed.padding_S(end_id=END).sum() == packed.tokens_ST.size
+    first_tokens = packed.tokens_ST[packed.sequence_K, packed.start_K]
+    assert (first_tokens != END).all()
+
+
+def cut_one_by_one(stream: list[int], *, seq_len: int) -> list[list[int]]:
+    """A stream cut at each sequence's end, earlier where an end token would begin the next."""
+    sequences = []
+    while stream:
+        size = min(seq_len, len(stream))
+        while size < len(stream) and stream[size] == END:
+            size -= 1
+        sequences.append(stream[:size])
+        stream = stream[size:]
+    return sequences
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.integers(2, 90), st.integers(16, 40), st.integers(0, 9))
+def test_concat_is_one_stream_of_documents_cut_at_each_sequences_end(
+    number: int, longest: int, seq_len: int, seed: int
+) -> None:
+    documents = make_documents(number, longest=longest, seed=seed)
+
+    packed = pack_documents(documents, seq_len=seq_len, seed=seed, packing="concat")
+
+    sequences = [tokens[: seq_len - padding] for tokens, _, padding in sequences_of(packed)]
+    stream = [token for tokens in sequences for token in tokens]
+    assert sequences == cut_one_by_one(stream, seq_len=seq_len)
+    order = np.lexsort((packed.start_K, packed.sequence_K))
+    visited = list(dict.fromkeys(packed.pieces.document[order].tolist()))
+    assert stream == [token for place in visited for token in documents[place].tolist()]
+    padding = [padding for _, _, padding in sequences_of(packed)]
+    assert all(amount <= 1 for amount in padding[:-1])
+
+
+def test_concat_mixes_documents_by_key_and_pads_next_to_nothing() -> None:
+    documents = make_documents(3000, longest=60, seed=1)
+    total = sum(len(document) for document in documents)
+
+    packed = pack_documents(documents, seq_len=64, packing="concat")
+    order = packed.pieces.document[np.lexsort((packed.start_K, packed.sequence_K))]
+    other = pack_documents(documents, seq_len=64, packing="concat", seed=4)
+
+    assert len(packed.tokens_ST) * 64 <= 1.002 * total + 64
+    assert abs(np.corrcoef(np.arange(len(order)), order)[0, 1]) < 0.1
+    assert not np.array_equal(packed.tokens_ST, other.tokens_ST)
+
+
+@pytest.mark.parametrize("packing", get_args(Packing))
+def test_packing_does_not_depend_on_the_order_of_documents(packing: Packing) -> None:
     documents = [*make_documents(400, longest=70, seed=1), *make_documents(5, longest=900, seed=2)]
-    reference = pack_documents(documents, seq_len=64)
+    loss = [document % 2 == 0 for document in documents]
+    reference = pack_documents(documents, seq_len=64, packing=packing, loss=loss)
 
     for seed in range(3):
-        shuffled = [documents[number] for number in np.random.default_rng(seed).permutation(len(documents))]
-        packed = pack_documents(shuffled, seq_len=64)
+        order = np.random.default_rng(seed).permutation(len(documents))
+        shuffled = [documents[number] for number in order]
+        packed = pack_documents(shuffled, seq_len=64, packing=packing, loss=[loss[number] for number in order])
         assert np.array_equal(packed.tokens_ST, reference.tokens_ST)
         assert np.array_equal(packed.starts_P, reference.starts_P)
+        assert reference.loss_ST is not None
+        assert np.array_equal(packed.loss_ST, reference.loss_ST)  # type: ignore[arg-type]
 
 
 def test_another_seed_gives_the_same_sequences_in_another_order() -> None:

@@ -10,9 +10,17 @@ from tessera.config import Section
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
+ROLES = {
+    "text": ("text",),
+    "instruction": ("system", "prompt", "response"),
+    "chat": ("messages",),
+    "preference": ("prompt", "chosen", "rejected"),
+}
+"""Kind -> the settings that name its columns."""
+
 
 class SourceSettings(Section):
-    """One Delta table of text, at a pinned version."""
+    """One Delta table of documents, at a pinned version."""
 
     name: str = ""
     """The logical name that enters document ids; by default the last part of the path, or the table's full name."""
@@ -24,12 +32,26 @@ class SourceSettings(Section):
     """Null takes the latest, resolved once and recorded."""
     timestamp: str | None = None
     """ISO 8601; the version that was the latest then."""
-    kind: Literal["text"] = "text"
-    """What a row is: text to continue."""
+    kind: Literal["text", "instruction", "chat", "preference"] = "text"
+    """What a row is: text to continue; a prompt and the response wanted; a conversation; or a prompt with a better and
+    a worse answer."""
     id: str | tuple[str, ...] = "id"
     """The column, or columns, of the row key."""
     text: str = "text"
-    """The column of the text."""
+    """Kind text: the column of the text."""
+    system: str | None = None
+    """Kind instruction: the column of what the assistant is told before the prompt, where rows have it."""
+    prompt: str = "prompt"
+    """Kinds instruction and preference: the column of what the user says."""
+    response: str = "response"
+    """Kind instruction: the column of what the assistant says."""
+    messages: str = "messages"
+    """Kind chat: the column of the conversation, an array of structs with role (system first or nowhere, then user and
+    assistant by turns, assistant last) and content."""
+    chosen: str = "chosen"
+    """Kind preference: the column of the better answer."""
+    rejected: str = "rejected"
+    """Kind preference: the column of the worse answer."""
     updated: str | None = None
     """The column that says which of several rows of one key is the newest, for `on_duplicate: last`."""
     where: str | None = None
@@ -55,12 +77,20 @@ class SourceSettings(Section):
             raise ValueError("a source is pinned by version or by timestamp; give one of them")
         if not NAME.fullmatch(self.name):
             raise ValueError(f"the source name {self.name!r} may hold letters, digits, '_', '.', '-'; set name")
+        for role in sorted({role for roles in ROLES.values() for role in roles} - set(ROLES[self.kind])):
+            if getattr(self, role) != type(self).model_fields[role].default:
+                raise ValueError(f"a source of kind {self.kind} has no {role}; it has {', '.join(ROLES[self.kind])}")
         return self
 
     @property
     def key(self) -> tuple[str, ...]:
         """The columns of the row key."""
         return (self.id,) if isinstance(self.id, str) else self.id
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """What the kind's rows are made of -> its column."""
+        return {role: getattr(self, role) for role in ROLES[self.kind] if getattr(self, role) is not None}
 
 
 class PrepareSettings(Section):
@@ -71,7 +101,7 @@ class PrepareSettings(Section):
     holdout: float = Field(0.05, gt=0, lt=1)
     """Share of the documents kept out of training, by hash of their content: the same ones every time."""
     min_chars: int = Field(20, ge=1)
-    """Shorter texts are dropped, after white space at both ends is taken off for the count."""
+    """Shorter documents are dropped, after white space at both ends is taken off for the count."""
     on_duplicate: Literal["refuse", "last", "all"] = "refuse"
     """A row key that occurs twice in a source: stop, keep the row that is newest by the source's `updated`
     column (by content hash where there is none), or keep every row."""

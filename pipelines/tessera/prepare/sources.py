@@ -51,7 +51,7 @@ class Source:
             "version": self.pinned.version,
             "kind": settings.kind,
             "id": list(settings.key),
-            "text": settings.text,
+            **settings.contents,
             "updated": settings.updated,
             "where": settings.where,
             "purposes": list(settings.purposes),
@@ -65,7 +65,7 @@ def resolve(settings: SourceSettings, *, home: Home, spark: "Callable[[], SparkS
         spark: gives the session; called only for a table of the Spark catalog.
 
     Raises:
-        SourceError: no such table, version or column; or the text is not a string.
+        SourceError: no such table, version or column; or a text is not a string.
     """
     found = locate(
         _folder(settings, home=home) or settings.table or "", option="prepare.sources", name=settings.name, home=home,
@@ -154,14 +154,18 @@ def _locate_in_catalog(
 
 
 def _check_columns(settings: SourceSettings, *, columns: dict[str, str], where: str) -> None:
-    for role, names in {"id": settings.key, "text": (settings.text,), "updated": (settings.updated,)}.items():
+    contents = {role: (name,) for role, name in settings.contents.items()}
+    for role, names in {"id": settings.key, **contents, "updated": (settings.updated,)}.items():
         for name in names:
             if name is not None and name not in columns:
                 raise SourceError(
                     f"{where} has no column {name!r} for prepare.sources.{role}; it has: {', '.join(columns)}"
                 )
-    if columns[settings.text] not in STRING_TYPES:
-        raise SourceError(
-            f"{where}: the text column {settings.text!r} is of type {columns[settings.text]}, wanted string; "
-            "name another column, or cast it in a view"
-        )
+    for role, name in settings.contents.items():
+        fits = columns[name].startswith("array") if role == "messages" else columns[name] in STRING_TYPES
+        if not fits:
+            wanted = "array<struct<role string, content string>>" if role == "messages" else "string"
+            raise SourceError(
+                f"{where}: the {role} column {name!r} is of type {columns[name]}, wanted {wanted}; "
+                "name another column, or cast it in a view"
+            )
