@@ -12,10 +12,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
-FORMAT = 1
-"""The version of the record format; readers take this one and the one before."""
+from tessera.errors import FormatError
+
+FORMAT = 2
+"""Of records, and of the tables that they publish; readers take this one and the one before.
+
+2: documents records know their generations, shard records their recipe, and manifest rows what their cell holds."""
 
 
 class Entry(BaseModel):
@@ -63,6 +67,14 @@ class Record(Entry):
     reused: bool = False
     error: str = ""
     """Of a stage that failed: what it said."""
+    holds_text: tuple[str, ...] = ()
+    """Where row text may lie because of this stage, relative to the home: what `forget` has to look through."""
+
+    @field_validator("format")
+    @classmethod
+    def _readable(cls, found: int) -> int:
+        check_format(found, known=FORMAT, what="a stage's record")
+        return found
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
@@ -74,13 +86,24 @@ class Record(Entry):
 
 class SampleRecord(Record):
     stage: str = "sample"
+    holds_text: tuple[str, ...] = ("tables/python_docs",)
     rows: int
     """Rows written."""
     table: TableVersion
 
 
+class Generation(Entry):
+    """The documents that one documents version brought, as they were then; it stays when they are gone."""
+
+    added: int
+    """The documents version."""
+    documents: int
+    num_bytes: int
+
+
 class PrepareRecord(Record):
     stage: str = "prepare"
+    holds_text: tuple[str, ...] = ("tables/documents", "spark")
     rows: int
     """Rows read from the sources, after their row filters."""
     documents: int
@@ -90,6 +113,12 @@ class PrepareRecord(Record):
     """Documents by split: `train`, `heldout`."""
     num_bytes: int
     table: TableVersion
+    base: str = ""
+    """The fingerprint without erasures; empty where there were none."""
+    forgot: int | None = None
+    """The documents version that this one is without its erased rows; null for one that prepare wrote."""
+    generations: tuple[Generation, ...] = ()
+    """All that there ever were, oldest first: they decide the number of buckets of a shard set's generations."""
 
 
 class SplitTotals(Entry):
@@ -106,8 +135,41 @@ class SplitTotals(Entry):
     shards: int
 
 
+class GenerationTotals(Entry):
+    """What one generation of a shard set holds; its tokens over its bytes show drift from the tokenizer's text."""
+
+    generation: int
+    documents: int
+    tokens: int
+    num_bytes: int
+    sequences: int
+    shards: int
+
+    @property
+    def tokens_per_byte(self) -> float:
+        return self.tokens / self.num_bytes if self.num_bytes else 0.0
+
+
+class SourceTotals(Entry):
+    """What one source gave to a shard set, and what truncation took of it."""
+
+    source: str
+    documents: int
+    tokens: int
+    loss_tokens: int
+    """Tokens that count in the loss."""
+    num_bytes: int
+    truncated: int
+    """Conversations and preferences that did not fit a sequence."""
+    truncated_tokens: int
+    dropped_turns: int
+    cuts: int
+    """Places where a document goes on in another sequence."""
+
+
 class ShardRecord(Record):
     stage: str = "shard"
+    holds_text: tuple[str, ...] = ("shards", "spark", "cache")
     name: str
     manifest: TableVersion
     spans: TableVersion
@@ -119,6 +181,20 @@ class ShardRecord(Record):
     splits: dict[str, SplitTotals]
     fill: float
     """Tokens over token slots."""
+    settings: dict[str, Any] = {}
+    """`ShardSettings.identity()`: with the tokenizer, all that decides the files beside the documents."""
+    recipe: str = ""
+    """Hash of what decides a file beside its cell's documents: cells of an equal recipe are kept."""
+    compactions: tuple[int, ...] = ()
+    """Documents versions up to which generations were made one, ascending."""
+    generations: tuple[GenerationTotals, ...] = ()
+    sources: tuple[SourceTotals, ...] = ()
+    written: int = 0
+    """Documents that were tokenized and packed for this version; the others lie in files that were kept."""
+    direct: bool = False
+    """Whether files may be absent: readers then make them from the documents; see `shard.read.direct`."""
+    kept_shards: int = 0
+    """Files taken over from the version before."""
 
 
 class TrainRecord(Record):
@@ -166,6 +242,7 @@ class ServeRecord(Record):
 
 class ScoreRecord(Record):
     stage: str = "score"
+    holds_text: tuple[str, ...] = ("tables/answers", "spark")
     model: str
     version: int
     weights_sha256: str
@@ -193,11 +270,41 @@ class ScoreRecord(Record):
     table: TableVersion
 
 
+class ErasureRecord(Record):
+    """Of a version of `tables/erasures`, or of `tables/answers` without the answers that it names."""
+
+    stage: str = "erasure"
+    rows: int
+    """Pairs of id and content hash that were added, or answers that were removed."""
+    table: TableVersion
+
+
+class ForgetRecord(Record):
+    """What one `forget` did, in all rooms."""
+
+    stage: str = "forget"
+    rows: int
+    """Rows that were to be forgotten."""
+    holders: dict[str, tuple[int, int]]
+    """Where their text was found -> files that held it before, and after."""
+    runs: dict[str, int]
+    """Training runs that saw them -> how many of them; their weights are what they were."""
+    models: tuple[str, ...]
+    """The registered versions of those runs, now tagged."""
+    unsearchable: int
+    """Rows without a stretch of text of their own: too short, or all of it in rows that stay."""
+    table: TableVersion
+    """The erasures, at the version that holds these."""
+
+
 KINDS: dict[str, type[Record]] = {
     kind.model_fields["stage"].default: kind
-    for kind in (SampleRecord, PrepareRecord, ShardRecord, TrainRecord, EvaluateRecord, ServeRecord, ScoreRecord)
-}
-"""The record of each stage: those of the line in its order, then scoring."""
+    for kind in (
+        SampleRecord, PrepareRecord, ShardRecord, TrainRecord, EvaluateRecord, ServeRecord, ScoreRecord, ErasureRecord,
+        ForgetRecord,
+    )
+}  # fmt: skip
+"""The record of each stage: those of the line in its order, then scoring and forgetting."""
 
 
 def fingerprint(*, stage: str, semantics: int, inputs: Any, config: Any) -> str:
@@ -209,6 +316,23 @@ def fingerprint(*, stage: str, semantics: int, inputs: Any, config: Any) -> str:
         config: `Section.identity()` of the settings that matter.
     """
     return sha256_json({"stage": stage, "semantics": semantics, "inputs": inputs, "config": config})
+
+
+def check_format(found: object, *, known: int, what: str, remedy: str = "make it again") -> None:
+    """Refuses what is stored in another format than this Tessera's, `known`, or the one before.
+
+    Args:
+        what: names the thing that is stored, best by its path.
+        remedy: what to do about one that is older.
+
+    Raises:
+        FormatError: naming both formats; of a newer one, that it is.
+    """
+    if found in (known, known - 1):
+        return
+    newer = isinstance(found, int) and found > known
+    advice = "it was written by a newer Tessera; use that" if newer else f"it is too old, or not ours; {remedy}"
+    raise FormatError(f"{what} has format {found}, this Tessera reads {known - 1} and {known}: {advice}")
 
 
 def sha256_json(value: Any) -> str:

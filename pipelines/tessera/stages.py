@@ -115,6 +115,7 @@ class Stages:
         )
 
     def prepare(self) -> Work[PrepareRecord]:
+        from tessera import erasures
         from tessera.prepare import sources, stage
 
         settings = self.settings.prepare
@@ -122,7 +123,7 @@ class Stages:
         earlier = self.results.tables_read()
         for source in resolved:
             sources.check_not_rolled_back(source, earlier=earlier)
-        fingerprint = stage.fingerprint(resolved, settings=settings)
+        fingerprint = stage.fingerprint(resolved, settings=settings, erased=erasures.read(self.home).digest)
 
         def make(tell: Tell) -> PrepareRecord:
             from tessera.prepare.documents import write_documents
@@ -145,10 +146,15 @@ class Stages:
             make=make,
         )
 
-    def shard(self, documents: PrepareRecord) -> Work[ShardRecord]:
+    def shard(self, documents: PrepareRecord, *, compact: bool = False) -> Work[ShardRecord]:
+        """Args:
+        compact: make one generation of all documents.
+        """
         from tessera.shard import stage
 
         settings = self.settings.shard
+        if compact:
+            settings = settings.model_copy(update={"compact_through": documents.table.version})
         fingerprint = stage.fingerprint(documents, settings=settings, home=self.home)
 
         def make(tell: Tell) -> ShardRecord:
@@ -161,14 +167,17 @@ class Stages:
                 settings=settings,
                 fingerprint=fingerprint,
                 home=self.home,
+                generations=documents.generations,
+                compacted=stage.compaction(documents, settings=settings, home=self.home),
                 partitions=self.settings.spark.partitions,
+                fresh=self.fresh,
                 progress=tell,
             )
 
         return Work(
             kind=ShardRecord,
             fingerprint=fingerprint,
-            holds=lambda record: stage.verify(record, home=self.home),
+            holds=lambda record: stage.verify(record, home=self.home, stored=settings.mode == "sharded"),
             make=make,
         )
 
@@ -192,7 +201,7 @@ class Stages:
                 home=self.home,
                 tracking=self.settings.tracking,
                 lineage=Lineage(
-                    config=self.settings.model_dump(mode="json"), sources=self.results.prepare_of(shards).inputs
+                    config=self.settings.model_dump(mode="json"), sources=self.results.sources_of(shards)
                 ),
                 fresh=self.fresh,
                 tell=tell,

@@ -19,11 +19,14 @@ from tessera.errors import Conflict, ShardingFailed, TokenizerError
 from tessera.home import Home
 from tessera.lineage import PrepareRecord, ShardRecord, TableVersion
 from tessera.shard import artefact, manifest, stage, tokenizer
+from tessera.shard.cell import Recipe
 from tessera.shard.format import mds
 from tessera.shard.read.batches import open_split
 from tessera.shard.settings import ShardSettings
-from tessera.shard.write import shard_set
-from tessera.shard.write.shard_set import Group, check_totals, num_buckets, write_shards
+from tessera.shard.tokenizer import Definition
+from tessera.shard.write import shard_set, totals
+from tessera.shard.write.shard_set import write_shards
+from tessera.shard.write.totals import Group, num_buckets
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -204,7 +207,8 @@ def test_the_record_counts_what_is_there(written: tuple[Home, ShardRecord]) -> N
         mine = [row for row in ROWS if row["split"] == split]
         assert (total.documents, total.num_bytes) == (len(mine), sum(int(str(row["num_bytes"])) for row in mine))
         shards = open_split(home.root / "shards.arrow", split=split, shards_root=home.shards / "docs")
-        tokens, starts, counts = shards.gather(*_everything(shards.samples_per_shard))
+        samples = shards.gather(*_everything(shards.samples_per_shard))
+        tokens, starts, counts = samples.tokens_BT, samples.starts_P, samples.num_starts_B
         last = starts[np.cumsum(counts) - 1].astype(int)
         padding = np.where(tokens[np.arange(len(tokens)), last] == record.tokenizer.end_id, 64 - last, 0).sum()
         assert (total.sequences, total.padding) == (len(tokens), padding)
@@ -349,6 +353,14 @@ def test_the_tokenizers_sample_is_the_smallest_hashes(spark: "SparkSession", hom
         assert not left or taken + int(str(left[0]["num_bytes"])) > sample_bytes or len(texts) == 1
 
 
+RECIPE = Recipe(
+    buckets={0: 1},
+    compacted=-1,
+    tokenizer=Definition("{}", end_id=0, vocab_size=9),
+    seq_len=16,
+    seed=1,
+    shard_bytes=2**16,
+)
 GROUPS = [Group(0, "heldout", 1, 10), Group(0, "train", 3, 50)]
 FILES = [
     {"generation": 0, "split": split, "documents": documents, "text_bytes": size, "tokenized": tokens, "tokens": tokens,
@@ -361,16 +373,16 @@ FILES = [
 @pytest.mark.parametrize("column", ["documents", "text_bytes", "tokenized", "tokens", "samples", "padding"])
 @pytest.mark.parametrize("row", [0, 2])
 def test_a_count_that_is_off_is_found(column: str, row: int) -> None:
-    check_totals(pa.Table.from_pylist(FILES), groups=GROUPS, seq_len=16)
+    totals.check(pa.Table.from_pylist(FILES), groups=GROUPS, recipe=RECIPE)
     wrong = [{**file, column: file[column] + (number == row)} for number, file in enumerate(FILES)]
 
     with pytest.raises(ShardingFailed, match="went in"):
-        check_totals(pa.Table.from_pylist(wrong), groups=GROUPS, seq_len=16)
+        totals.check(pa.Table.from_pylist(wrong), groups=GROUPS, recipe=RECIPE)
 
 
 def test_a_split_that_is_lost_is_found() -> None:
     with pytest.raises(ShardingFailed, match="heldout: documents: 1 went in, 0 came out"):
-        check_totals(pa.Table.from_pylist(FILES[1:]), groups=GROUPS, seq_len=16)
+        totals.check(pa.Table.from_pylist(FILES[1:]), groups=GROUPS, recipe=RECIPE)
 
 
 @pytest.mark.parametrize(("num_bytes", "buckets"), [(0, 1), (100, 1), (101, 2), (200, 2), (201, 4), (900, 16)])

@@ -5,7 +5,7 @@ what is left. Nothing is collected a row at a time; the driver sees counts.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from operator import and_
 from pathlib import Path
@@ -16,10 +16,12 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from tessera import failpoints, lineage, publish, tables
-from tessera.errors import SourceError
+from tessera import erasures, failpoints, lineage, publish, tables
+from tessera.erasures import Erased
+from tessera.errors import Conflict, SourceError
 from tessera.home import Home
-from tessera.lineage import PrepareRecord, TableVersion
+from tessera.lineage import Generation, PrepareRecord, TableVersion
+from tessera.prepare import kinds, stage
 from tessera.prepare.settings import PrepareSettings
 from tessera.prepare.sources import Located, Source
 from tessera.progress import Tell, silent
@@ -27,10 +29,10 @@ from tessera.progress import Tell, silent
 STATS_COLUMNS = "doc_id,source,source_version,kind,sha256,num_bytes,group,split,added"
 """Delta keeps minima and maxima of these only: text in `_delta_log` would outlive its erasure."""
 
-COLUMNS = ("doc_id", "source", "source_version", "kind", "text", "sha256", "num_bytes", "group", "split", "purposes")
+COLUMNS = (
+    "doc_id", "source", "source_version", "kind", *kinds.COLUMNS, "sha256", "num_bytes", "group", "split", "purposes"
+)  # fmt: skip
 SPLIT_BITS = 52
-BLANK = r"^[\s\p{Z}\x00]*$"
-EDGES = r"^[\s\p{Z}\x00]+|[\s\p{Z}\x00]+$"
 
 
 def write_documents(
@@ -55,8 +57,9 @@ def write_documents(
     """
     began = time.monotonic()
     publication = publish.begin(home.documents, name="documents")
-    rows = _union([_rows(spark, source, partitions=partitions) for source in sources])
-    judged = _judge(rows, settings=settings).persist(StorageLevel.DISK_ONLY)
+    erased = erasures.read(home)
+    rows = _union([_rows(spark, source, partitions=partitions, min_chars=settings.min_chars) for source in sources])
+    judged = _without_erased(spark, _judge(rows, settings=settings), erased=erased).persist(StorageLevel.DISK_ONLY)
     try:
         tell("judging rows")
         _refuse_duplicates(judged, settings=settings)
@@ -64,17 +67,21 @@ def write_documents(
         _refuse_nothing(counts, sources=sources, settings=settings)
         failpoints.hit("prepare.before_commit")
         tell("writing documents")
+        kept = judged.where("reason IS NULL").select(*COLUMNS)
+        documents = _with_added(spark, kept, publication=publication)
         record = PrepareRecord(
             fingerprint=fingerprint,
+            base=stage.base_fingerprint(sources, settings=settings) if erased else "",
             inputs=tuple(source.pinned for source in sources),
             table=TableVersion(name="documents", path="tables/documents", version=publication.version),
             seconds=round(time.monotonic() - began, 3),
             code=lineage.code_version(),
             created=lineage.now(),
+            generations=_generations(documents, publication=publication),
             **counts,
         )
-        kept = judged.where("reason IS NULL").select(*COLUMNS)
-        _write(_with_added(spark, kept, publication=publication), publication=publication, record=record)
+        _refuse_other_erasures(home, erased=erased)
+        _write(documents, publication=publication, record=record)
     finally:
         judged.unpersist()
     _check_written(home.documents, record=record)
@@ -123,51 +130,77 @@ def doc_id(source_name: str, *, row_key: Column) -> Column:
     return F.sha2(F.concat(F.lit(source_name + "\n"), row_key), 256)
 
 
-def _rows(spark: SparkSession, source: Source, *, partitions: int | None) -> DataFrame:
-    """(doc_id, source, source_version, kind, text, updated, purposes) of one source, its row filter applied first."""
+def _rows(spark: SparkSession, source: Source, *, partitions: int | None, min_chars: int) -> DataFrame:
+    """Ids and contents of one source, its row filter applied first, with content hash, size and `unfit`: see `kinds`.
+
+    Raises:
+        SourceError: the filter is not SQL, or the conversations are no arrays of role and content.
+    """
     settings = source.settings
     table = read_pinned(spark, source, where=settings.where, option=f"prepare.sources {settings.name}: where")
     if partitions is not None:
         table = table.repartition(partitions)
+    _check_conversations(table, source=source)
     updated = column(settings.updated).cast("string") if settings.updated else F.lit(None).cast("string")
-    return table.select(
+    rows = table.select(
         F.when(has_key(settings.key), doc_id(settings.name, row_key=row_key(settings.key))).alias("doc_id"),
         F.lit(settings.name).alias("source"),
         F.lit(source.pinned.version).cast("long").alias("source_version"),
         F.lit(settings.kind).alias("kind"),
-        column(settings.text).cast("string").alias("text"),
+        *kinds.columns(settings.kind, contents={role: column(name) for role, name in settings.contents.items()}),
         updated.alias("updated"),
         F.array(*[F.lit(purpose) for purpose in settings.purposes]).cast("array<string>").alias("purposes"),
     )
+    return kinds.judged(rows, kind=settings.kind, min_chars=min_chars)
+
+
+def _check_conversations(table: DataFrame, *, source: Source) -> None:
+    settings = source.settings
+    if settings.kind != "chat":
+        return
+    found = table.select(column(settings.messages)).schema[0].dataType
+    if not kinds.is_conversation(found):
+        raise SourceError(
+            f"{source.location}: the messages column {settings.messages!r} is of type {found.simpleString()[:200]}, "
+            f"wanted {kinds.MESSAGES}; name another column, or cast it in a view"
+        )
 
 
 def _judge(rows: DataFrame, *, settings: PrepareSettings) -> DataFrame:
-    """Adds content hash, split, and `reason`: null for a document, else why the row is dropped.
+    """Adds group, split, and `reason`: null for a document, else why the row is dropped.
 
     A duplicate loses to the one with the smallest (doc_id, content hash), whatever the order of the rows.
     """
-    trimmed = F.regexp_replace("text", EDGES, "")
-    reason = (
-        F.when(F.col("doc_id").isNull(), "null_key")
-        .when(F.col("text").isNull(), "null_text")
-        .when(F.col("text").rlike(BLANK), "blank")
-        .when(F.char_length(trimmed) < settings.min_chars, "too_short")
-    )
-    hashed = rows.select(
-        "*",
-        F.sha2(F.col("text").cast("binary"), 256).alias("sha256"),
-        F.octet_length("text").cast("long").alias("num_bytes"),
-        reason.alias("unfit"),
-    )
     if settings.on_duplicate == "last":
         newest = Window.partitionBy("doc_id").orderBy(F.desc_nulls_last("updated"), F.desc_nulls_last("sha256"))
         superseded = F.col("doc_id").isNotNull() & (F.row_number().over(newest) > 1)
-        hashed = hashed.withColumn("unfit", F.when(superseded, "superseded").otherwise(F.col("unfit")))
+        rows = rows.withColumn("unfit", F.when(superseded, "superseded").otherwise(F.col("unfit")))
     first = Window.partitionBy("unfit", "sha256").orderBy("doc_id", "sha256")
     repeated = F.col("unfit").isNull() & (F.row_number().over(first) > 1)
-    judged = hashed.withColumn("reason", F.when(repeated, "duplicate").otherwise(F.col("unfit")))
+    judged = rows.withColumn("reason", F.when(repeated, "duplicate").otherwise(F.col("unfit")))
     group = F.col("sha256")
     return judged.select("*", group.alias("group"), _split(group, holdout=settings.holdout).alias("split"))
+
+
+def _without_erased(spark: SparkSession, judged: DataFrame, *, erased: Erased) -> DataFrame:
+    """Drops what was erased, by id and by content, of the rows that are fit: other reasons stay as they are counted."""
+    if not erased:
+        return judged
+    by_id = _listed(spark, erased.doc_ids, name="doc_id").withColumn("erased_id", F.lit(True))
+    by_content = _listed(spark, erased.contents, name="sha256").withColumn("erased_content", F.lit(True))
+    marked = judged.join(by_id, on="doc_id", how="left").join(by_content, on="sha256", how="left")
+    hit = F.col("reason").isNull() & (F.col("erased_id").isNotNull() | F.col("erased_content").isNotNull())
+    reason = F.when(hit, erasures.REASON).otherwise(F.col("reason"))
+    return marked.withColumn("reason", reason).drop("erased_id", "erased_content")
+
+
+def _listed(spark: SparkSession, values: Iterable[str], *, name: str) -> DataFrame:
+    return F.broadcast(spark.createDataFrame([(value,) for value in sorted(values)], f"{name} string"))
+
+
+def _refuse_other_erasures(home: Home, *, erased: Erased) -> None:
+    if erasures.read(home).digest != erased.digest:
+        raise Conflict("rows were erased while documents were prepared; nothing was published. Run prepare again")
 
 
 def _split(group: Column, *, holdout: float) -> Column:
@@ -237,6 +270,16 @@ def _with_added(spark: SparkSession, kept: DataFrame, *, publication: publish.Pu
     return joined.withColumn("added", F.coalesce("added_before", this_version)).drop("added_before")
 
 
+def _generations(documents: DataFrame, *, publication: publish.Publication) -> tuple[Generation, ...]:
+    """Those of the parent as they are recorded, and what this version adds."""
+    recorded = publish.read_record(publication.path, version=publication.parent) if publication.parent >= 0 else None
+    known = PrepareRecord.model_validate(recorded).generations if recorded else ()
+    counted = documents.groupBy("added").agg(F.count("*").alias("documents"), F.sum("num_bytes").alias("num_bytes"))
+    found = [Generation(**row.asDict()) for row in counted.collect()]
+    new = [one for one in found if one.added not in {old.added for old in known}]
+    return tuple(sorted((*known, *new), key=lambda one: one.added))
+
+
 def _write(documents: DataFrame, *, publication: publish.Publication, record: PrepareRecord) -> None:
     writer = (
         documents.select(*COLUMNS[:-1], "added", "purposes")
@@ -246,6 +289,8 @@ def _write(documents: DataFrame, *, publication: publish.Publication, record: Pr
     )
     if publication.parent == publish.NO_PARENT:
         writer = writer.options(**publish.UNLOGGED_TEXT, **{"delta.dataSkippingStatsColumns": STATS_COLUMNS})
+    else:  # what format 1 wrote has fewer columns
+        writer = writer.option("mergeSchema", "true")
     writer.save(str(publication.path))
     publish.confirm(publication)
 

@@ -11,8 +11,22 @@ from tessera.prepare.sources import Source
 SEMANTICS = 1
 
 
-def fingerprint(sources: Sequence[Source], *, settings: PrepareSettings) -> str:
-    """Over the pinned sources and the settings that decide which rows become documents."""
+def fingerprint(sources: Sequence[Source], *, settings: PrepareSettings, erased: str = "") -> str:
+    """Over the pinned sources, the settings that decide which rows become documents, and what was erased.
+
+    Args:
+        erased: see `erasures.Erased.digest`.
+    """
+    return with_erased(base_fingerprint(sources, settings=settings), erased=erased)
+
+
+def with_erased(base: str, *, erased: str) -> str:
+    """The fingerprint of what prepare gives with these erasures; without any it is `base`."""
+    return lineage.sha256_json({"base": base, "erasures": erased}) if erased else base
+
+
+def base_fingerprint(sources: Sequence[Source], *, settings: PrepareSettings) -> str:
+    """Over all but the erasures."""
     config = {key: value for key, value in settings.identity().items() if key != "sources"}
     inputs = [source.identity() for source in sources]
     return lineage.fingerprint(stage="prepare", semantics=SEMANTICS, inputs=inputs, config=config)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tessera import publish
+from tessera import lineage, publish
 from tessera.errors import TokenizerError
 from tessera.home import Home
 from tessera.lineage import ShardRecord, TokenizerRef
@@ -33,18 +33,37 @@ class Pinned:
 
 
 def find_pinned(home: Home, *, settings: ShardSettings) -> Pinned | None:
-    """The set's tokenizer: of its newest version that was made under the same tokenizer settings.
+    """The set's tokenizer, which every version of it is written with; None for a new set.
 
-    None for a new set, for other settings, when the folder is gone or changed, and when a folder is given instead.
+    Raises:
+        TokenizerError: the settings ask for another one, or its folder is gone or changed.
     """
-    if settings.tokenizer.path is not None:
+    found = publish.read_record(manifest.manifest_path(home, name=settings.name))
+    if found is None:
         return None
-    for found in publish.records(manifest.manifest_path(home, name=settings.name)):
-        ref = ShardRecord.model_validate(found).tokenizer
-        record = _read_record(home.resolve(ref.path))
-        if record.get("settings") == settings.tokenizer.identity() and holds(home, ref):
-            return Pinned(ref=ref, trained_by=record["trained_by"])
-    return None
+    ref = ShardRecord.model_validate(found).tokenizer
+    if settings.tokenizer.path is not None:
+        given = tokenizer.identity(Path(settings.tokenizer.path))
+        if given != ref.sha256:
+            raise _another(settings, has=f"{ref.sha256[:12]}", wanted=f"{settings.tokenizer.path}, {given[:12]}")
+        return Pinned(ref=ref, trained_by="")
+    if not holds(home, ref):
+        raise TokenizerError(
+            f"{ref.path}, the tokenizer of shard set {settings.name}, is gone or changed; restore it, or write another "
+            "set: --set shard.name=NAME"
+        )
+    record = _read_record(home.resolve(ref.path))
+    if record["settings"] != settings.tokenizer.identity():
+        trained = f"trained with {record['settings']}" if record["settings"] else f"given, {ref.sha256[:12]}"
+        raise _another(settings, has=trained, wanted=f"one trained with {settings.tokenizer.identity()}")
+    return Pinned(ref=ref, trained_by=record["trained_by"])
+
+
+def _another(settings: ShardSettings, *, has: str, wanted: str) -> TokenizerError:
+    return TokenizerError(
+        f"shard set {settings.name} has a tokenizer ({has}), shard.tokenizer asks for another ({wanted}). A set keeps "
+        "its tokenizer; write another set: --set shard.name=NAME"
+    )
 
 
 def holds(home: Home, ref: TokenizerRef) -> bool:
@@ -111,4 +130,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
         found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    lineage.check_format(found.get("format"), known=FORMAT, what=str(folder / RECORD))
+    return found

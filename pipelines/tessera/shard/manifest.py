@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from tessera import publish, tables
 from tessera.errors import ShardSetError
+from tessera.files import write_whole
 from tessera.home import Home
 from tessera.lineage import ShardRecord
 from tessera.shard.format import mds
@@ -18,8 +19,12 @@ from tessera.shard.run_manifest import ROW_ORDER, SCHEMA, SPLITS, SetInfo, Shard
 __all__ = ["ShardFile", "read_manifest", "read_record", "shard_files", "write_indexes", "write_run_manifest"]
 
 STATS_COLUMNS = (
-    "split,generation,bucket,ordinal,file,num_bytes,sha256,samples,tokens,text_bytes,documents,padding,buckets"
+    "split,generation,bucket,ordinal,file,num_bytes,sha256,samples,tokens,text_bytes,documents,padding,buckets,content"
 )
+
+CELL_SCHEMA = SCHEMA.append(pa.field("content", pa.string()))
+"""A row of the Delta manifest: `content` is the hash of what the file's cell holds, by which an increment knows that it
+need not be written again. Runs do not need it. Format 1 did not have it."""
 
 
 def set_folder(home: Home, *, name: str) -> Path:
@@ -72,10 +77,18 @@ def read_manifest(home: Home, name: str, version: int | None = None) -> pa.Table
     return sorted_rows(rows).replace_schema_metadata(info.to_metadata())
 
 
-def sorted_rows(rows: pa.Table) -> pa.Table:
-    """Rows in the manifest's order, columns and types."""
-    ordered = rows.select(SCHEMA.names).cast(SCHEMA)
+def sorted_rows(rows: pa.Table, *, schema: pa.Schema = SCHEMA) -> pa.Table:
+    """Rows in the manifest's order, with the columns and types of `schema`."""
+    ordered = rows.select(schema.names).cast(schema)
     return ordered.take(pc.sort_indices(ordered, sort_keys=[(name, "ascending") for name in ROW_ORDER]))
+
+
+def read_cells(home: Home, record: ShardRecord) -> pa.Table:
+    """The manifest's rows with what their cells hold, CELL_SCHEMA; `content` is empty in what format 1 wrote."""
+    rows = tables.read(home.resolve(record.manifest.path), version=record.manifest.version)
+    if "content" not in rows.column_names:
+        rows = rows.append_column("content", pa.array([""] * rows.num_rows))
+    return sorted_rows(rows, schema=CELL_SCHEMA)
 
 
 def missing_shards(folder: Path, rows: pa.Table) -> list[str]:
@@ -99,9 +112,7 @@ def write_indexes(home: Home, *, name: str, version: int) -> list[Path]:
             entries = [_index_entry(file, folder=folder) for file in files]
             text = mds.index_json(entries, tessera_manifest_version=version)
             path = folder / split / "index.json"
-            partial = path.with_name(".index.json.partial")
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
+            write_whole(path, text.encode())
             written.append(path)
     return written
 

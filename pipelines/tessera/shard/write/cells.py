@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from tessera import failpoints
-from tessera.files import write_whole
+from tessera.files import write_once
 from tessera.shard import encode
 from tessera.shard.cell import Cell, Recipe, cell_files
 from tessera.shard.tokenizer import Definition, Tokenizer
@@ -25,15 +25,16 @@ def tokenize(batches: Iterator[pa.RecordBatch], *, recipe: Recipe) -> Iterator[p
         yield from encode.tokenize(batch, tokenizer=_tokenizer(recipe.tokenizer), recipe=recipe)
 
 
-def write_cells(batches: Iterator[pa.RecordBatch], *, recipe: Recipe, folder: str) -> Iterator[pa.RecordBatch]:
+def write_cells(batches: Iterator[pa.RecordBatch], *, recipe: Recipe, folder: str | None) -> Iterator[pa.RecordBatch]:
     """`encode.TOKENIZED`, sorted by cell, doc_id and content hash -> shard files, and `cell.SPANS` of them.
 
     Args:
-        folder: the set's, on a file system that all workers share.
+        folder: the set's, on a file system that all workers share; None stores no files: see `read.direct`.
     """
     for cell in _cells(batches):
         for file in cell_files(cell, recipe=recipe):
-            write_whole(Path(folder) / file.name, file.data)
+            if folder is not None:
+                write_once(Path(folder) / file.name, file.data)
             failpoints.hit("shard.after_file")
             yield file.spans
 

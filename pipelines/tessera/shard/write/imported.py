@@ -1,0 +1,431 @@
+"""An MDS folder that others wrote becomes a shard set: text is tokenized, tokens are taken as they are. No JVM.
+
+Shard files are read one after another; what comes of them is kept on disk by cell until each cell is packed by itself.
+So memory holds one foreign shard, and one cell; disk holds the tokens once more while it runs. Text is tokenized on all
+cores. The set is a function of the folder's samples, in their order, the tokenizer and the settings.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import CommitProperties, write_deltalake
+from numpy.typing import NDArray
+
+from tessera import lineage, publish, tables
+from tessera.errors import ShardingFailed, ShardSetError
+from tessera.files import write_once
+from tessera.home import Home
+from tessera.lineage import ShardRecord, TableVersion, TokenizerRef
+from tessera.progress import Tell, silent
+from tessera.shard import artefact, encode, foreign, manifest, recipe
+from tessera.shard.cell import Cell, Recipe, cell_files
+from tessera.shard.chat import Encoded
+from tessera.shard.foreign import ForeignShard
+from tessera.shard.run_manifest import SPLITS
+from tessera.shard.settings import ShardSettings
+from tessera.shard.tokenizer import Tokenizer
+from tessera.shard.write import totals
+from tessera.shard.write.shard_set import FILES_SQL
+from tessera.shard.write.spans import STATS_COLUMNS
+from tessera.shard.write.totals import Group
+
+SEMANTICS = 1
+"""Raised when the same folder and settings give other shards."""
+
+SPLIT_BITS = 52
+BATCH_DOCUMENTS = 4096
+GENERATION = 0
+"""An imported set has one generation."""
+
+
+@dataclass
+class Imported:
+    """What was read of a folder."""
+
+    samples: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    """By reason: `blank` text, samples of end tokens alone (`empty`)."""
+    counts: dict[str, list[int]] = field(default_factory=lambda: {split: [0, 0] for split in SPLITS})
+    """Split -> documents and their bytes of text."""
+
+    def drop(self, reason: str) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One document on its way: text to be tokenized, or tokens with their end."""
+
+    doc_id: str
+    sha256: str
+    num_bytes: int
+    text: str | None = None
+    tokens: NDArray[np.uint32] | None = None
+
+
+def import_folder(
+    home: Home,
+    *,
+    folder: Path,
+    settings: ShardSettings,
+    holdout: float,
+    column: str | None = None,
+    progress: Tell = silent,
+) -> tuple[ShardRecord, Imported | None]:
+    """Writes and publishes the set `settings.name` from an MDS folder.
+
+    Args:
+        settings: `tokenizer.path` is needed for tokens; text without it trains a tokenizer, as prepare's text does.
+        holdout: share of the documents, by hash of their content, that goes to the held-out split.
+        column: of text (`str`) or tokens (integers, or `bytes` of int64); by default `tokens`, else `text`.
+
+    Returns:
+        the record; and what was read, or None where the set holds this very folder already.
+
+    Raises:
+        ShardSetError: the folder is not understood, or holds what cannot become documents; the set is another's.
+        CorruptShard: a shard of the folder is not what its index says.
+        TokenizerError: the tokenizer is unfit, or lacks ids that the folder has.
+        Conflict: another writer published first.
+    """
+    began = time.monotonic()
+    shards = foreign.read_index(folder)
+    name, kind = _column(shards, folder=folder, column=column)
+    path = manifest.manifest_path(home, name=settings.name)
+    publication = publish.begin(path, name=f"shards/{settings.name}")
+    source = TableVersion(name=f"mds:{folder.name}", path=folder.as_posix(), version=0)
+    parent = _parent(home, settings=settings, source=source, exists=publication.parent != publish.NO_PARENT)
+    ref = _tokenizer(shards, column=name, kind=kind, settings=settings, home=home, progress=progress)
+    fingerprint = lineage.fingerprint(
+        stage="import", semantics=SEMANTICS, config=settings.identity(),
+        inputs={"index": lineage.sha256_file(folder / foreign.INDEX), "column": name, "holdout": holdout,
+                "tokenizer": ref.sha256},
+    )  # fmt: skip
+    if parent is not None and parent.fingerprint == fingerprint:
+        return parent, None
+    num_bytes = sum(shard.raw.num_bytes for shard in shards)
+    how = recipe.make(
+        settings.identity(), ref=ref, compacted=-1, home=home,
+        buckets={GENERATION: totals.num_buckets(num_bytes, bucket_bytes=settings.bucket_bytes)},
+    )  # fmt: skip
+    imported = Imported()
+    set_folder = manifest.set_folder(home, name=settings.name)
+    set_folder.mkdir(parents=True, exist_ok=True)
+    home.spill.mkdir(parents=True, exist_ok=True)
+    spill = Path(mkdtemp(prefix="import-", dir=home.spill))
+    try:
+        rows = _rows(shards, column=name, kind=kind, settings=settings, how=how, imported=imported, progress=progress)
+        _spill(rows, folder=spill, how=how, source=source.name, holdout=holdout, imported=imported)
+        groups = _groups(imported, folder=folder)
+        progress("packing")
+        side_table = _commit_spans(
+            _write_files(spill, how=how, folder=set_folder), home=home, name=settings.name,
+            publish_id=publication.publish_id,
+        )  # fmt: skip
+    finally:
+        shutil.rmtree(spill, ignore_errors=True)
+    progress("checking and publishing")
+    files = tables.query(
+        home.resolve(side_table.path), version=side_table.version, sql=FILES_SQL.format(condition="true")
+    )
+    totals.check(files, groups=groups, recipe=how)
+    manifest_rows = manifest.sorted_rows(files, schema=manifest.CELL_SCHEMA)
+    if missing := manifest.missing_shards(set_folder, manifest_rows):
+        raise ShardingFailed(f"{len(missing)} shard files are not there, such as {missing[0]}; import again")
+    record = ShardRecord(
+        fingerprint=fingerprint,
+        inputs=(source,),
+        name=settings.name,
+        manifest=TableVersion(name=f"{settings.name}/manifest", path=home.relative(path), version=publication.version),
+        spans=side_table,
+        tokenizer=ref,
+        seq_len=settings.seq_len,
+        settings=settings.identity(),
+        recipe=recipe.hash_of(settings.identity(), tokenizer_sha256=ref.sha256),
+        sources=totals.by_source(home, side_table),
+        written=int(pc.sum(manifest_rows["documents"]).as_py()),
+        seconds=round(time.monotonic() - began, 3),
+        code=lineage.code_version(),
+        created=lineage.now(),
+        **totals.of_set(manifest_rows, per_sample=settings.seq_len),
+    )
+    publish.commit(publication, manifest_rows, record=record, stats_columns=manifest.STATS_COLUMNS)
+    manifest.write_indexes(home, name=settings.name, version=publication.version)
+    return record, imported
+
+
+def _column(shards: list[ForeignShard], *, folder: Path, column: str | None) -> tuple[str, str]:
+    """The column that is imported, and its encoding, which all shards must agree on."""
+    if not shards:
+        raise ShardSetError(f"{folder}/{foreign.INDEX} lists no shards; there is nothing to import")
+    columns = shards[0].columns
+    name = column or next((wanted for wanted in ("tokens", "text") if wanted in columns), None)
+    if name not in columns:
+        wanted = f"no column {column!r}" if column else "neither a column tokens nor a column text"
+        raise ShardSetError(f"{folder} has {wanted}, but {', '.join(columns)}; name one of them: --column")
+    assert name is not None
+    kinds = {shard.columns.get(name) for shard in shards}
+    if len(kinds) > 1:
+        raise ShardSetError(f"{folder}: column {name!r} is {kinds} in its shards; import each kind by itself")
+    kind = columns[name]
+    dtype = kind.split(":")[1] if kind.startswith("ndarray:") else ""
+    if kind not in ("str", "bytes", "ndarray") and not dtype.lstrip("u").startswith("int"):
+        raise ShardSetError(
+            f"{folder}: column {name!r} is {kind}, wanted str for text, ndarray of integers or bytes of int64 for "
+            "tokens; name another column"
+        )
+    return name, kind
+
+
+def _parent(home: Home, *, settings: ShardSettings, source: TableVersion, exists: bool) -> ShardRecord | None:
+    if not exists:
+        return None
+    record = manifest.read_record(home, name=settings.name)
+    if record.inputs[0].name != source.name:
+        raise ShardSetError(
+            f"shard set {settings.name} is of {record.inputs[0].name}, not of {source.name}; give another --name"
+        )
+    return record
+
+
+def _tokenizer(
+    shards: list[ForeignShard], *, column: str, kind: str, settings: ShardSettings, home: Home, progress: Tell
+) -> TokenizerRef:
+    """The set's own; else the folder that the settings name; else, for text, one that is trained on it."""
+    if pinned := artefact.find_pinned(home, settings=settings):
+        return pinned.ref
+    if settings.tokenizer.path is not None:
+        return artefact.copy(home, settings=settings, folder=Path(settings.tokenizer.path))
+    if kind != "str":
+        raise ShardSetError(
+            f"column {column!r} holds tokens, and no tokenizer says what they mean; give the one that they were "
+            "written with: --tokenizer FOLDER"
+        )
+    progress("training the tokenizer")
+    texts = _smallest(shards, column=column, sample_bytes=settings.tokenizer.sample_bytes)
+    return artefact.train(home, settings=settings, texts=texts, fingerprint="")
+
+
+def _smallest(shards: list[ForeignShard], *, column: str, sample_bytes: int) -> list[str]:
+    """The texts of smallest content hash that fit `sample_bytes`, in that order; at least one."""
+    kept: list[tuple[str, str]] = []
+    size = 0
+    for shard in shards:
+        data = foreign.read_shard(shard)
+        for text in foreign.column(data, shard, name=column):
+            kept.append((_sha256(text.encode()), text))
+            size += len(text.encode())
+            if size > 2 * sample_bytes:
+                kept, size = _prune(kept, sample_bytes=sample_bytes)
+    return [text for _, text in _prune(kept, sample_bytes=sample_bytes)[0]]
+
+
+def _prune(kept: list[tuple[str, str]], *, sample_bytes: int) -> tuple[list[tuple[str, str]], int]:
+    kept = sorted(kept)
+    sizes = np.cumsum([len(text.encode()) for _, text in kept])
+    number = max(int(np.searchsorted(sizes, sample_bytes, side="right")), 1)
+    return kept[:number], int(sizes[:number][-1]) if len(sizes) else 0
+
+
+def _rows(
+    shards: list[ForeignShard], *, column: str, kind: str, settings: ShardSettings, how: Recipe, imported: Imported,
+    progress: Tell,
+) -> Iterator[Row]:  # fmt: skip
+    """The documents of all samples, in order; `doc_id` is of the set's name and the sample's number."""
+    loaded = Tokenizer(how.tokenizer)
+    for done, shard in enumerate(shards):
+        progress("reading shards", done, len(shards))
+        data = foreign.read_shard(shard)
+        for value in foreign.column(data, shard, name=column):
+            number = imported.samples
+            imported.samples += 1
+            if kind == "str":
+                if value.strip():
+                    encoded = value.encode()
+                    doc_id = _doc_id(settings.name, {"sample": number})
+                    yield Row(doc_id, _sha256(encoded), len(encoded), text=value)
+                else:
+                    imported.drop("blank")
+                continue
+            ids = _ids(value, number=number, shard=shard, vocab_size=how.tokenizer.vocab_size)
+            documents = _split_at(ids, end_id=how.tokenizer.end_id)
+            if not documents:
+                imported.drop("empty")
+            for piece, tokens in enumerate(documents):
+                num_bytes = len(loaded.decode(tokens[:-1].tolist()).encode())
+                doc_id = _doc_id(settings.name, {"document": piece, "sample": number})
+                yield Row(doc_id, _sha256(tokens.astype("<u4").tobytes()), num_bytes, tokens=tokens)
+
+
+def _ids(value: Any, *, number: int, shard: ForeignShard, vocab_size: int) -> NDArray[np.uint32]:
+    """A sample's tokens, each in the vocabulary."""
+    if isinstance(value, bytes) and len(value) % 8:
+        raise ShardSetError(
+            f"shard {shard.name}: sample {number} has {len(value)} bytes, no whole number of int64; "
+            "import a column of text, or of ndarray"
+        )
+    ids = np.frombuffer(value, "<i8") if isinstance(value, bytes) else np.asarray(value)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise ShardSetError(
+            f"shard {shard.name}: sample {number} is {ids.dtype} of {ids.ndim} dimensions, wanted a row of integers"
+        )
+    if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= vocab_size):
+        odd = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+        raise ShardSetError(
+            f"shard {shard.name}: sample {number} has token {odd}, the tokenizer has 0 to {vocab_size - 1}; "
+            "give the tokenizer that the folder was written with: --tokenizer"
+        )
+    return ids.astype(np.uint32)
+
+
+def _split_at(ids: NDArray[np.uint32], *, end_id: int) -> list[NDArray[np.uint32]]:
+    """Documents, each closed by the end token, which is added to a sample that stops without; empty ones are none."""
+    parts = np.split(ids, np.flatnonzero(ids == end_id) + 1)
+    closed = [part if part.size and part[-1] == end_id else np.append(part, np.uint32(end_id)) for part in parts]
+    return [part for part in closed if part.size > 1]
+
+
+def _spill(rows: Iterable[Row], *, folder: Path, how: Recipe, source: str, holdout: float, imported: Imported) -> None:
+    """Tokenizes and leaves the documents on disk, a file a cell: Arrow streams one after another."""
+    loaded = Tokenizer(how.tokenizer)
+    for batch in _batches(rows, source=source, holdout=holdout, imported=imported):
+        for part in _tokenized(batch, tokenizer=loaded, how=how):
+            buckets, splits = part["bucket"].to_numpy(), part["split"].to_numpy(zero_copy_only=False)
+            for split in SPLITS:
+                for bucket in np.unique(buckets[splits == split]).tolist():
+                    chosen = part.filter(pa.array((buckets == bucket) & (splits == split)))
+                    _append(folder / f"{split}-{bucket:06d}.arrow", chosen)
+
+
+def _append(path: Path, batch: pa.RecordBatch) -> None:
+    with path.open("ab") as file, pa.ipc.new_stream(file, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def _batches(
+    rows: Iterable[Row], *, source: str, holdout: float, imported: Imported
+) -> Iterator[tuple[pa.RecordBatch, list[Row]]]:
+    """Rows with `encode.DOCUMENT_COLUMNS`, as many as a batch of the tokenizer has, and the rows themselves."""
+    waiting: list[Row] = []
+    size = 0
+    for row in rows:
+        waiting.append(row)
+        size += row.num_bytes
+        if size >= encode.BATCH_BYTES or len(waiting) >= BATCH_DOCUMENTS:
+            yield _batch(waiting, source=source, holdout=holdout, imported=imported), waiting
+            waiting, size = [], 0
+    if waiting:
+        yield _batch(waiting, source=source, holdout=holdout, imported=imported), waiting
+
+
+def _batch(rows: list[Row], *, source: str, holdout: float, imported: Imported) -> pa.RecordBatch:
+    splits = [_split(row.sha256, holdout=holdout) for row in rows]
+    for row, split in zip(rows, splits, strict=True):
+        imported.counts[split][0] += 1
+        imported.counts[split][1] += row.num_bytes
+    return pa.RecordBatch.from_pydict(
+        {
+            "doc_id": [row.doc_id for row in rows],
+            "sha256": [row.sha256 for row in rows],
+            "added": pa.array([GENERATION] * len(rows), pa.int64()),
+            "split": splits,
+            "num_bytes": pa.array([row.num_bytes for row in rows], pa.int64()),
+            "text": pa.array([row.text for row in rows], pa.string()),
+            "source": [source] * len(rows),
+            "kind": ["text"] * len(rows),
+        }
+    )
+
+
+def _tokenized(
+    batch: tuple[pa.RecordBatch, list[Row]], *, tokenizer: Tokenizer, how: Recipe
+) -> Iterator[pa.RecordBatch]:
+    """`encode.TOKENIZED` of text, by the tokenizer; of tokens, as they are."""
+    documents, rows = batch
+    if rows[0].tokens is None:
+        yield from encode.tokenize(documents, tokenizer=tokenizer, recipe=how)
+    else:
+        encoded = [Encoded(tokens=row.tokens) for row in rows if row.tokens is not None]
+        yield encode.laid_out(encoded, batch=documents, recipe=how)
+
+
+def _split(sha256: str, *, holdout: float) -> str:
+    """As prepare splits: by a hash of the content hash, so that equal content never sits on both sides."""
+    number = int(_sha256(b"split " + sha256.encode())[: SPLIT_BITS // 4], 16)
+    return "heldout" if number < int(holdout * 2**SPLIT_BITS) else "train"
+
+
+def _groups(imported: Imported, *, folder: Path) -> list[Group]:
+    for split, (documents, _) in imported.counts.items():
+        if not documents:
+            raise ShardSetError(
+                f"{folder} leaves no {split} documents of {imported.samples} samples; import more, or set "
+                "prepare.holdout"
+            )
+    return [
+        Group(generation=GENERATION, split=split, documents=documents, num_bytes=num_bytes)
+        for split, (documents, num_bytes) in imported.counts.items()
+    ]
+
+
+def _write_files(spill: Path, *, how: Recipe, folder: Path) -> Iterator[pa.RecordBatch]:
+    """Packs each cell and writes its files; gives the rows of the side table."""
+    for path in sorted(spill.glob("*.arrow")):
+        split, _, bucket = path.stem.partition("-")
+        documents = pa.concat_tables(_streams(path)).sort_by([("doc_id", "ascending"), ("sha256", "ascending")])
+        cell = Cell(generation=GENERATION, bucket=int(bucket), split=split, documents=documents)
+        for file in cell_files(cell, recipe=how):
+            write_once(folder / file.name, file.data)
+            yield file.spans
+        path.unlink()
+
+
+def _streams(path: Path) -> Iterator[pa.Table]:
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        while file.tell() < size:
+            yield pa.ipc.open_stream(file).read_all()
+
+
+def _commit_spans(batches: Iterator[pa.RecordBatch], *, home: Home, name: str, publish_id: str) -> TableVersion:
+    """Commits the side table, as it is made."""
+    path = manifest.spans_path(home, name=name)
+    first = next(batches)
+
+    def all_of_them() -> Iterator[pa.RecordBatch]:
+        yield first
+        yield from batches
+
+    exists = tables.exists(path)
+    write_deltalake(
+        path,
+        pa.RecordBatchReader.from_batches(first.schema, all_of_them()),
+        mode="overwrite",
+        schema_mode="overwrite" if exists else None,
+        configuration=None if exists else {**publish.UNLOGGED_TEXT, "delta.dataSkippingStatsColumns": STATS_COLUMNS},
+        commit_properties=CommitProperties(
+            custom_metadata={"userMetadata": json.dumps({"publish_id": publish_id})}, max_commit_retries=0
+        ),
+    )
+    version = publish.side_version(path, publish_id=publish_id)
+    assert version is not None, path
+    return TableVersion(name=f"{name}/documents", path=home.relative(path), version=version)
+
+
+def _doc_id(name: str, key: dict[str, int]) -> str:
+    """As prepare makes it: of the source's name and the canonical JSON of the row key."""
+    return _sha256(f"{name}\n{json.dumps(key, sort_keys=True, separators=(',', ':'))}".encode())
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
