@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from tessera.shard.format import mds
-from tessera.shard.pack import Packed, pack
+from tessera.shard.pack import Packed, Packing, pack
 from tessera.shard.read import batches
 from tessera.shard.read.shards import Shards
 from tessera.shard.run_manifest import SCHEMA, SetInfo, write_run_manifest
@@ -47,14 +47,25 @@ def make_keys(documents: list[np.ndarray]) -> np.ndarray:
     return np.frombuffer(digests, "<u8").reshape(-1, 2)
 
 
-def pack_documents(documents: list[np.ndarray], *, seq_len: int, seed: int = 3) -> Packed:
+def pack_documents(
+    documents: list[np.ndarray], *, seq_len: int, seed: int = 3, packing: Packing = "best-fit",
+    loss: list[np.ndarray] | None = None,
+) -> Packed:  # fmt: skip
     lengths = np.array([len(document) for document in documents])
-    keys = make_keys(documents)
-    return pack(np.concatenate(documents), lengths=lengths, keys=keys, seq_len=seq_len, end_id=END, seed=seed)
+    return pack(
+        np.concatenate(documents), lengths=lengths, keys=make_keys(documents), seq_len=seq_len, end_id=END, seed=seed,
+        packing=packing, loss_N=None if loss is None else np.concatenate(loss).astype(np.uint8),
+    )  # fmt: skip
 
 
 @pytest.fixture
 def make_set(tmp_path: Path) -> MakeSet:
+    return set_maker(tmp_path)
+
+
+def set_maker(tmp_path: Path) -> MakeSet:
+    """Makes sets in a folder."""
+
     def make(
         *, num_documents: int = 300, longest: int = 90, seq_len: int = 32, shard_bytes: int = 2**12,
         dtype: str = "uint16", name: str = "small", version: int = 0,

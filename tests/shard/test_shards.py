@@ -69,11 +69,34 @@ def test_few_files_are_mapped_at_a_time_and_the_batches_are_the_same(
     for shards, most in zip(everything, (256, 2), strict=True):
         monkeypatch.setattr(shards_module, "MAX_MAPPED", most)
         batches.append(list(Batches(shards, order, start=0, stop=shards.num_samples // 8, batch_size=8)))
-        assert len(shards._mapped) == min(most, len(shards.files))
+        assert len(shards._memory.held) == min(most, len(shards.files))
 
     assert len(everything[0].files) > 4
     for one, other in zip(*batches, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_file_that_changes_after_it_was_verified_is_named(make_set: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was dropped is mapped again and not hashed again: its offsets are held against its size all the same."""
+    monkeypatch.setattr(shards_module, "MAX_MAPPED", 1)
+    small = make_set()
+    shards = small.open()
+    first = np.array([0])
+    whole = shards.gather(first, first)
+    shards.gather(first + 1, first)
+    path = small.folder / shards.files[0].file
+    data = path.read_bytes()
+    starts = int.from_bytes(data[4:8], "little") + 4
+    for at, value in ((7, 0xFF), (8, 0), (starts + 1, data[starts + 1] + 1), (starts, 0xFF), (11, 0x7F)):
+        path.write_bytes(data[:at] + bytes([value]) + data[at + 1 :])
+        shards._memory.drop_oldest()
+        with pytest.raises((CorruptShard, ValueError)):
+            shards.gather(first, first)
+        shards._memory.held.clear()
+        path.write_bytes(data)
+        again = shards.gather(first, first)
+        assert np.array_equal(again.tokens_BT, whole.tokens_BT)
+        assert np.array_equal(again.starts_P, whole.starts_P)
 
 
 def test_a_run_manifest_says_what_the_set_is(make_set: Any) -> None:

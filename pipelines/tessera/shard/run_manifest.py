@@ -5,13 +5,13 @@ no Delta library and never see a newer version. A row is a shard file; the schem
 Arrow reader can open the file. `shards.json` beside it serves ranks, which have no Arrow: it says where the values lie.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
 from tessera.errors import ShardSetError
+from tessera.files import write_whole
 from tessera.lineage import sha256_file
 from tessera.shard.read.manifest import SPLITS, Column, Index, SetInfo, ShardFile, index_path, token_dtype
 
@@ -57,13 +57,10 @@ def write_run_manifest(table: pa.Table, path: Path) -> str:
     SetInfo.from_metadata(table.schema.metadata)
     batches = table.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
     assert len(batches) == 1, "a column of the manifest is longer than an Arrow array can be"
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        with pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_batch(batches[0])
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    data = pa.BufferOutputStream()
+    with pa.ipc.new_file(data, table.schema) as writer:
+        writer.write_batch(batches[0])
+    write_whole(path, memoryview(data.getvalue()))
     return _write_index(path).sha256
 
 
@@ -75,12 +72,7 @@ def ensure_index(path: Path) -> None:
 
 def _write_index(path: Path) -> Index:
     index = describe(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as text:
-        text.write(index.to_json())
-        text.flush()
-        os.fsync(text.fileno())
-    partial.replace(index_path(path))
+    write_whole(index_path(path), index.to_json().encode())
     return index
 
 

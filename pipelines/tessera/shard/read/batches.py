@@ -8,7 +8,8 @@ The stored tokens are the labels. The end token in front of each document piece 
 marker, so that every token of a document, its first and its end included, is predicted exactly once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,16 @@ from tessera.errors import ConfigError, ShardSetError
 from tessera.shard.read import order as order_module
 from tessera.shard.read import shards as shards_module
 from tessera.shard.read.order import Order
-from tessera.shard.read.shards import Shards
+from tessera.shard.read.shards import Samples, Shards, Side
 
-# Shapes: B = samples in a batch, T = seq_len, P = starts in all of them.
+# Shapes: B = samples in a batch, T = seq_len, P = starts in all of them, L = tokens of the longest side of a pair.
 Batch = dict[str, Tensor]
 State = dict[str, Any]
 
 IGNORED = -100
-"""Label of padding."""
+"""Label of padding, and of tokens that are read and not learned."""
+OVERRIDE = "train.resume_data=ignore"
+"""What lets a run go on with other data; see `train.settings`."""
 
 
 def open_split(run_manifest_path: Path | str, *, split: str, shards_root: Path | str) -> Shards:
@@ -39,6 +42,7 @@ def open_split(run_manifest_path: Path | str, *, split: str, shards_root: Path |
 
 def make_order(shards: Shards, *, seed: int, block_shards: int) -> Order:
     """The order of `shards` under a seed."""
+    shards.keep(block_shards)
     return Order(shards.samples_per_shard, seed=seed, block_shards=block_shards)
 
 
@@ -56,10 +60,33 @@ def batch_at(shards: Shards, order: Order, *, step: int, batch_size: int, rank: 
         ConfigError: the batch cannot be shared out.
         CorruptShard: a file of this batch differs from its manifest.
     """
-    share = _share(batch_size, world_size=world_size)
-    first = step * batch_size + rank * share
-    shard, sample = order.locate(np.arange(first, first + share, dtype=np.int64))
-    return to_batch(*shards.gather(shard, sample), end_id=shards.info.end_id)
+    _share(batch_size, world_size=world_size)
+    where = order.part(step, batch_size=batch_size, rank=rank, world_size=world_size)
+    return to_batch(shards.gather(*where), end_id=shards.info.end_id)
+
+
+def preference_batch_at(
+    shards: Shards, order: Order, *, step: int, batch_size: int, rank: int = 0, world_size: int = 1
+) -> dict[str, Batch]:
+    """`batch_at` for a set of preference pairs: `chosen` and `rejected`, each a batch of its own.
+
+    Returns:
+        [B / world_size, L], L that of the longest side of this part: `input_ids` (the end token in front, and in
+        padding), `labels` (-100 on the prompt, which both share, and in padding), `position_ids`, all int64, and
+        `document_ids` int32 (0; -1 in padding).
+
+    Raises:
+        ConfigError, CorruptShard: as `batch_at`.
+        ShardSetError: the set holds packed documents.
+    """
+    _share(batch_size, world_size=world_size)
+    where = order.part(step, batch_size=batch_size, rank=rank, world_size=world_size)
+    pairs = shards.gather_pairs(*where)
+    longest = max(pairs.chosen.tokens_BL.shape[1], pairs.rejected.tokens_BL.shape[1])
+    return {
+        name: _to_side(side, prompt_B=pairs.prompt_B, longest=longest, end_id=shards.info.end_id)
+        for name, side in (("chosen", pairs.chosen), ("rejected", pairs.rejected))
+    }
 
 
 def sequential(shards: Shards, *, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
@@ -72,36 +99,41 @@ def sequential(shards: Shards, *, batch_size: int, rank: int = 0, world_size: in
         index = np.arange(first, min(first + batch_size, shards.num_samples))
         shard = np.searchsorted(ends, index, side="right")
         sample = index - (ends[shard] - shards.samples_per_shard[shard])
-        yield to_batch(*shards.gather(shard, sample), end_id=shards.info.end_id)
+        yield to_batch(shards.gather(shard, sample), end_id=shards.info.end_id)
 
 
-def to_batch(tokens: NDArray[Any], starts: NDArray[np.uint16], counts: NDArray[np.int64], *, end_id: int) -> Batch:
+def to_batch(samples: Samples, *, end_id: int) -> Batch:
     """Stored samples as tensors; see `batch_at`.
 
-    Args:
-        tokens: [B, T]. A piece never begins with the end token, so a last start that has it is the padding's.
-        starts: [P], of all samples one after another.
-        counts: [B], starts of each sample.
+    A piece never begins with the end token, so a last start that has it is the padding's. There the stored tokens, and
+    so the inputs, are end tokens already.
     """
-    num_samples, seq_len = tokens.shape
-    labels = tokens.astype(np.int64).reshape(-1)
-    row = np.repeat(np.arange(num_samples), counts)
-    flat_starts = row * seq_len + starts
-    lengths = np.diff(flat_starts, append=num_samples * seq_len)
+    num_samples, seq_len = samples.tokens_BT.shape
+    size = num_samples * seq_len
+    counts = samples.num_starts_B
     last = np.cumsum(counts) - 1
-    piece = np.arange(len(starts)) - np.repeat(last + 1 - counts, counts)
-    padding = np.zeros(len(starts), bool)
-    padding[last] = labels[flat_starts[last]] == end_id
+    flat_starts = samples.starts_P + np.repeat(np.arange(0, size, seq_len), counts)
+    lengths = np.empty_like(flat_starts)
+    np.subtract(flat_starts[1:], flat_starts[:-1], out=lengths[:-1])
+    lengths[-1] = size - flat_starts[-1]
+    pieces = np.arange(len(flat_starts), dtype=np.int32)
+    pieces -= np.repeat((last + 1 - counts).astype(np.int32), counts)
+    padded = last[samples.tokens_BT.reshape(-1)[flat_starts[last]] == end_id]
+    pieces[padded] = -1
 
-    inputs = np.empty_like(labels)
+    inputs, labels, positions, documents = _allocate(size)
+    labels[:] = samples.tokens_BT.reshape(-1)
     inputs[1:] = labels[:-1]
     inputs[flat_starts] = end_id
-    positions = np.arange(len(labels)) - np.repeat(flat_starts, lengths)
-    documents = np.repeat(np.where(padding, -1, piece).astype(np.int32), lengths)
-    for begin, length in zip(flat_starts[padding], lengths[padding], strict=True):
-        labels[begin : begin + length] = IGNORED
-        inputs[begin : begin + length] = end_id
-    arrays = {"input_ids": inputs, "labels": labels, "position_ids": positions, "document_ids": documents}
+    np.subtract(_places(size), np.repeat(flat_starts, lengths), out=positions)
+    documents[:] = np.repeat(pieces, lengths)
+    if len(padded):
+        labels[_stretches(flat_starts[padded], lengths[padded])] = IGNORED
+    if samples.loss_BT is not None:
+        np.putmask(labels, samples.loss_BT.reshape(-1) == 0, IGNORED)
+    arrays: dict[str, NDArray[Any]] = {
+        "input_ids": inputs, "labels": labels, "position_ids": positions, "document_ids": documents
+    }  # fmt: skip
     return {name: torch.from_numpy(array.reshape(num_samples, seq_len)) for name, array in arrays.items()}
 
 
@@ -110,19 +142,42 @@ def make_state(shards: Shards, order: Order, *, next_step: int, batch_size: int)
     return {"next_step": next_step, **_meaning(shards, order, batch_size=batch_size)}
 
 
-def resume_step(state: Mapping[str, Any], *, shards: Shards, order: Order, batch_size: int) -> int:
+def resume_step(
+    state: Mapping[str, Any],
+    *,
+    shards: Shards,
+    order: Order,
+    batch_size: int,
+    allow: Collection[str] = (),
+    notice: Callable[[str], None] | None = None,
+) -> int:
     """The step to go on with.
+
+    Args:
+        allow: what may differ, by name: see `MEANINGS`. Samples may then come twice, or never.
+        notice: told of each difference that is allowed.
 
     Raises:
         ShardSetError: the state was made with another set, version, seed, size or tokenizer, which it names.
     """
     for name, here in _meaning(shards, order, batch_size=batch_size).items():
-        if state.get(name) != here:
+        if (there := state.get(name)) == here:
+            continue
+        if name not in allow:
             raise ShardSetError(
-                f"the checkpoint's loader state has {name} {_short(state.get(name))}, this run has {_short(here)}; "
-                f"resume with the same {name}, or start a new run"
+                f"the checkpoint's loader state has {name} {_short(there)}, this run has {_short(here)}; resume with "
+                f"the same {name}, start a new run (--fresh), or go on all the same, so that samples may come twice or "
+                f"never: --set {OVERRIDE}"
             )
+        if notice:
+            notice(f"{name} {_short(there)} -> {_short(here)} since the checkpoint: samples may come twice or never")
     return int(state["next_step"])
+
+
+MEANINGS = (
+    "set", "version", "split", "seq_len", "tokenizer", "order", "seed", "block_shards", "batch_size"
+)  # fmt: skip
+"""What a loader state names beside its step: every one decides which samples a step takes."""
 
 
 class Batches(IterableDataset[Batch]):
@@ -174,6 +229,45 @@ def _share(batch_size: int, *, world_size: int) -> int:
     if batch_size % world_size:
         raise ConfigError(f"a batch of {batch_size} samples cannot be shared by {world_size} ranks; give a multiple")
     return batch_size // world_size
+
+
+def _to_side(side: Side, *, prompt_B: NDArray[np.int64], longest: int, end_id: int) -> Batch:
+    """One side of preference pairs as tensors, padded to `longest`."""
+    num_samples, width = side.tokens_BL.shape
+    place = np.arange(longest)
+    inside = place < side.lengths_B[:, None]
+    tokens = np.full((num_samples, longest), end_id, np.int64)
+    np.copyto(tokens[:, :width], side.tokens_BL, where=inside[:, :width])
+    inputs = np.full_like(tokens, end_id)
+    inputs[:, 1:] = np.where(inside[:, 1:], tokens[:, :-1], end_id)
+    learned = inside & (place >= prompt_B[:, None])
+    arrays: dict[str, NDArray[Any]] = {
+        "input_ids": inputs,
+        "labels": np.where(learned, tokens, IGNORED),
+        "position_ids": np.where(inside, place, place - side.lengths_B[:, None]),
+        "document_ids": np.where(inside, 0, -1).astype(np.int32),
+    }
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _allocate(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
+    """A batch's arrays in one piece of memory: several would be given back to the system and taken anew each time."""
+    words = np.empty(3 * size + (size + 1) // 2, np.int64)
+    return words[:size], words[size : 2 * size], words[2 * size : 3 * size], words[3 * size :].view(np.int32)[:size]
+
+
+@lru_cache(maxsize=4)
+def _places(size: int) -> NDArray[np.int64]:
+    places = np.arange(size)
+    places.flags.writeable = False
+    return places
+
+
+def _stretches(begin: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The indices of all stretches, one stretch after another."""
+    index = np.arange(int(length.sum()))
+    index += np.repeat(begin - (np.cumsum(length) - length), length)
+    return index
 
 
 def _meaning(shards: Shards, order: Order, *, batch_size: int) -> State:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from tessera.errors import ShardSetError
-from tessera.lineage import Entry, sha256_file, sha256_json
+from tessera.lineage import Entry, check_format, sha256_file, sha256_json
 
 FORMAT = 1
 """Of the manifest's columns and metadata."""
@@ -88,15 +88,23 @@ class SetInfo:
         """The inverse of `to_metadata`.
 
         Raises:
-            ShardSetError: no metadata of ours, or of a format that is not known.
+            ShardSetError: no metadata of ours.
+            FormatError: of a format that is not known.
         """
         found = {key.decode().removeprefix("tessera."): value.decode() for key, value in (metadata or {}).items()}
-        if found.get("format") not in {str(FORMAT), str(FORMAT - 1)}:
-            raise ShardSetError(
-                f"the run's shards.arrow has format {found.get('format')}, wanted {FORMAT}; start a new run"
-            )
+        if not found.get("format", "").isdigit():
+            raise ShardSetError("the run's shards.arrow does not say its format: it is not ours; start a new run")
+        check_format(int(found["format"]), known=FORMAT, what="the run's shards.arrow", remedy="start a new run")
         numbers = {key: int(found[key]) for key in ("version", "seq_len", "end_id", "vocab_size")}
         return cls(name=found["name"], tokenizer=found["tokenizer"], root=found["root"], **numbers)
+
+
+class Labels(Entry):
+    """What one split gives a model to predict."""
+
+    tokens: int
+    text_bytes: int
+    """UTF-8 bytes of what they stand for."""
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -209,8 +217,7 @@ def _read_index(path: Path) -> Index:
         index = Index.model_validate(content["index"])
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise ShardSetError(f"{beside} cannot be read ({type(error).__name__}); {again}") from None
-    if index.format not in (INDEX_FORMAT, INDEX_FORMAT - 1):
-        raise ShardSetError(f"{beside} has format {index.format}, wanted {INDEX_FORMAT}; {again}")
+    check_format(index.format, known=INDEX_FORMAT, what=str(beside), remedy=again)
     return index
 
 

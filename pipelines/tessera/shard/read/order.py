@@ -22,6 +22,8 @@ SEMANTICS = 1
 """Raised when an index comes to lie elsewhere; loader states carry it."""
 
 ROUNDS = 6
+AHEAD = 4096
+"""Samples that are located at once."""
 
 Int = NDArray[np.int64]
 Word = NDArray[np.uint64]
@@ -58,6 +60,7 @@ class Order:
         if self.num_samples == 0:
             raise ShardSetError("the split has no samples to order; write a set from more documents")
         self._epoch = lru_cache(maxsize=3)(self._plan)
+        self._stretch = lru_cache(maxsize=2)(self._locate_steps)
 
     def __getstate__(self) -> dict[str, object]:
         return {
@@ -85,6 +88,28 @@ class Order:
             chosen = epochs == epoch
             shard[chosen], sample[chosen] = _locate(self._epoch(int(epoch)), indices[chosen] - epoch * self.num_samples)
         return shard, sample
+
+    def block_bounds(self, epoch: int) -> Int:
+        """Samples of an epoch before each block, and their total."""
+        return self._epoch(epoch).block_before
+
+    def part(self, step: int, *, batch_size: int, rank: int, world_size: int) -> tuple[Int, Int]:
+        """`locate` of rank `rank`'s contiguous part of global batch `step`.
+
+        Steps are located some AHEAD samples at a time, at most an epoch: one small batch alone would cost five times as
+        much a sample.
+        """
+        share = batch_size // world_size
+        num_steps = max(min(AHEAD // share, self.num_samples // batch_size), 1)
+        shard, sample = self._stretch(step // num_steps, num_steps, batch_size, rank * share, share)
+        row = step % num_steps
+        return shard[row], sample[row]
+
+    def _locate_steps(self, stretch: int, num_steps: int, batch_size: int, first: int, share: int) -> tuple[Int, Int]:
+        steps = stretch * num_steps + np.arange(num_steps, dtype=np.int64)
+        indices = steps[:, None] * batch_size + first + np.arange(share, dtype=np.int64)
+        shard, sample = self.locate(indices.reshape(-1))
+        return shard.reshape(indices.shape), sample.reshape(indices.shape)
 
     def _plan(self, epoch: int) -> Epoch:
         key = splitmix64(splitmix64(np.uint64(self.seed)) + np.uint64(epoch))
