@@ -8,7 +8,7 @@ are recorded: `registry_uri`, by default the same. A store that is away is one s
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,6 +188,24 @@ def set_alias(uri: str, *, name: str, alias: str, version: int, registry_uri: st
     check_name(name)
     with answering(registry_uri or uri):
         tracking.client(uri, registry=registry_uri).set_registered_model_alias(name, alias, str(version))
+
+
+def versions_of_runs(uri: str, *, run_ids: Iterable[str], registry_uri: str | None = None) -> list[RegisteredVersion]:
+    """All versions, of any model, that these runs made."""
+    with answering(registry_uri or uri):
+        client = tracking.client(uri, registry=registry_uri)
+        found = [one for run_id in run_ids for one in client.search_model_versions(f"run_id = '{run_id}'")]
+        return [_version(client, one) for one in found]
+
+
+def tag_version(
+    uri: str, *, version: RegisteredVersion, tags: Mapping[str, str], registry_uri: str | None = None
+) -> None:
+    """Adds tags to a version, or changes them."""
+    with answering(registry_uri or uri):
+        client = tracking.client(uri, registry=registry_uri)
+        for key, value in tags.items():
+            client.set_model_version_tag(version.name, str(version.version), key, value)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from tessera import failpoints, lineage, publish, tasks
+from tessera import erasures, failpoints, lineage, publish, tasks
 from tessera.errors import Conflict, PromptError, SourceError, TesseraError, TokenizerError
 from tessera.home import Home
 from tessera.lineage import ScoreRecord, TableVersion
@@ -135,7 +135,7 @@ def score(
     num_tasks = TASKS_PER_CORE * tasks.parallelism(spark)
     with _scratch(home) as folder:
         tell("looking for rows without an answer")
-        rows = _rows(spark, source, settings=settings)
+        rows = _rows(spark, source, settings=settings, home=home)
         judged = _with_known(spark, rows, settings=settings, model=model, publication=publication)
         counts = _cut(judged, settings=settings, num_tasks=num_tasks, to=folder)
         record = _first_record(source, settings=settings, model=model, counts=counts, parent=publication.parent)
@@ -207,7 +207,7 @@ def _answer_row(engine: "Engine", prompt: str, *, options: dict[str, Any], doc_i
     }
 
 
-def _rows(spark: SparkSession, source: Located, *, settings: ScoreSettings) -> DataFrame:
+def _rows(spark: SparkSession, source: Located, *, settings: ScoreSettings, home: Home) -> DataFrame:
     """(doc_id, row_key, prompt, prompt_sha256, reason) of the source; `reason` says why a row cannot be asked."""
     table = documents.read_pinned(spark, source, where=settings.where, option=f"score.source {settings.name}: where")
     template = answers.template_of(settings)
@@ -216,6 +216,9 @@ def _rows(spark: SparkSession, source: Located, *, settings: ScoreSettings) -> D
     reason = F.when(~has_key, "null_key")
     for name in dict.fromkeys(name for _, name in template if name is not None):
         reason = reason.when(documents.column(name).isNull(), f"null_in_{name}")
+    erased = sorted(erasures.read(home).doc_ids)
+    if erased:
+        reason = reason.when(documents.doc_id(source.pinned.name, row_key=row_key).isin(erased), erasures.REASON)
     reason = reason.when(~(F.is_valid_utf8(row_key) & F.is_valid_utf8(prompt)), "not_utf8")
     keyed = table.select(
         row_key.alias("row_key"), prompt.alias("prompt"), reason.alias("reason"), has_key.alias("has_key")

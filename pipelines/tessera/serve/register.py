@@ -36,7 +36,7 @@ EXAMPLE = "Return the"
 
 MODEL_FILES = (
     "config.json", "generation_config.json", "model.safetensors.index.json",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 """What of a checkpoint answers prompts, besides model*.safetensors; optimizer and loader state stay where they are."""
 

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tessera.errors import ShardSetError
 from tessera.lineage import code_version
 from tessera.model.build import build, num_parameters
 from tessera.model.loss import IGNORED, causal_nats, token_nats
-from tessera.shard.read.batches import batch_at, make_order, make_state, open_split, resume_step, sequential
+from tessera.shard.read.batches import MEANINGS, batch_at, make_order, make_state, open_split, resume_step, sequential
 from tessera.shard.read.order import Order
 from tessera.shard.read.shards import Shards
 from tessera.train import checkpoint, metrics
@@ -93,7 +94,10 @@ class Job:
     def heldout_loss(self) -> dict[str, float]:
         """Loss and bits per byte of the first held-out sequences; every rank must call it.
 
-        Bits per byte take the tokens per byte of the whole split, and so are exact when all sequences are taken.
+        Bits per byte take the labels per byte of the whole split, and so are exact when all sequences are taken.
+
+        Raises:
+            ShardSetError: these sequences hold no label.
         """
         total = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
         limit = min(self.spec.settings.heldout.sequences, self.heldout.num_samples)
@@ -109,8 +113,14 @@ class Job:
             total += torch.stack([nats.double().sum(), (part["labels"] != IGNORED).sum().double()])
         self.model.train()
         nats_sum, tokens = self.ranks.sum(total).tolist()
+        if not tokens:
+            raise ShardSetError(
+                f"the first {limit} held-out sequences have no token that counts in the loss, of "
+                f"{self.heldout.num_samples}; raise train.heldout.sequences"
+            )
         per_token = nats_sum / tokens
-        per_byte = per_token / log(2) * self.heldout.num_tokens / self.heldout.text_bytes
+        labels = self.spec.heldout_labels or self.heldout.all_labels
+        per_byte = per_token / log(2) * labels.tokens / labels.text_bytes
         self.progress.bits_per_byte = per_byte
         if self.progress.next_step == 0:
             self.progress.bits_per_byte_before = per_byte
@@ -143,6 +153,7 @@ class Job:
             tokenizer_folder=self.folder.home.resolve(self.spec.tokenizer),
             state=self._state(),
             before_commit=lambda: self.folder.check_attempt(self.attempt),
+            chats=self.spec.heldout_labels is not None,
         )
         checkpoint.prune(self.folder.checkpoints, keep=self.spec.settings.checkpoint.keep)
         self.last_saved = (step, self.progress.seconds)
@@ -238,8 +249,9 @@ def _restore(job: Job) -> None:
         checkpoint.restore(found, model=job.model, optimizer=job.optimizer)
         job.progress = Progress(**found.state["progress"])
         job.progress.next_step = resume_step(
-            found.state["loader"], shards=job.train, order=job.order, batch_size=job.spec.settings.batch_size
-        )
+            found.state["loader"], shards=job.train, order=job.order, batch_size=job.spec.settings.batch_size,
+            allow=MEANINGS if job.spec.settings.resume_data == "ignore" else (), notice=notices.append,
+        )  # fmt: skip
         job.last_saved = (chosen, job.progress.seconds)
         notices.append(f"resumed after step {chosen}")
         notices += _differences(found.state["environment"], environment(job.spec, ranks=ranks))

@@ -27,7 +27,9 @@ import tessera
 from tessera.home import Home
 from tessera.lineage import ShardRecord, TableVersion, TrainRecord, code_version
 from tessera.progress import Tell
+from tessera.shard import labels
 from tessera.shard.manifest import read_manifest
+from tessera.shard.run_documents import write_run_documents
 from tessera.shard.run_manifest import write_run_manifest
 from tessera.tracking import TrackingSettings
 from tessera.train import failure
@@ -79,6 +81,7 @@ def train(
         spec = RunSpec(
             run=folder.root.name, fingerprint=fingerprint, settings=settings, tokenizer=shards.tokenizer.path,
             block_shards=block_shards,
+            heldout_labels=None if labels.all_count(shards) else labels.count(home, shards, split="heldout"),
         )  # fmt: skip
         attempt = begin_attempt(folder, spec=spec, shards=shards, home=home)
         shipper = Shipper(
@@ -109,6 +112,7 @@ def begin_attempt(folder: RunFolder, *, spec: RunSpec, shards: ShardRecord, home
         folder.record.unlink()  # its last checkpoint is gone: the run is not finished any more
     folder.checkpoints.mkdir(exist_ok=True)
     write_run_manifest(read_manifest(home, shards.name, shards.manifest.version), folder.manifest)
+    write_run_documents(home, shards, manifest=folder.manifest)
     runs.write_durable(folder.spec, runs.to_json(spec.model_dump(mode="json")))
     return next_attempt(folder)
 

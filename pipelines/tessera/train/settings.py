@@ -84,6 +84,9 @@ class TrainSettings(Section):
     """Sequences of a global batch, over all ranks; a multiple of `ranks`."""
     seed: int = Field(17, ge=0, lt=2**31)
     """Decides the first values of the weights and the order of the samples."""
+    resume_data: Literal["same", "ignore"] = Field("same", json_schema_extra=EXECUTION)
+    """`ignore` lets a run go on from a checkpoint whose set, seed, order, batch or tokenizer is another: samples may
+    then come twice or never. Each difference is told."""
     ranks: int = Field(2, ge=1, json_schema_extra=EXECUTION)
     """Processes that train together, one a GPU, or sharing out the cores."""
     placement: Literal["local", "cluster"] = Field("local", json_schema_extra=EXECUTION)

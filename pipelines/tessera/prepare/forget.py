@@ -1,0 +1,189 @@
+"""`tables/documents` without erased rows: a new version, then the data files of all older ones that hold such a row.
+
+`texts` reads what is to be searched for, `publish_without` makes the version, `remove_files` takes the files: last of
+all rooms, since a forget that was interrupted learns from them what it has to look for. No JVM. Costs a pass over ids
+and hashes, and over the text of the files that are rewritten.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tessera import arrow_text, lineage, publish, tables
+from tessera.erasures import REASON, Erased
+from tessera.home import Home
+from tessera.lineage import PrepareRecord, TableVersion
+from tessera.prepare import stage
+
+STATS_COLUMNS = ("doc_id", "sha256")
+BATCH_ROWS = 1024
+NOT_TEXT = frozenset(
+    ("doc_id", "source", "source_version", "kind", "sha256", "num_bytes", "group", "split", "added", "purposes")
+)
+"""Columns of documents that hold no row text."""
+
+
+def texts(home: Home, *, erased: Erased) -> dict[str, dict[str, list[str]]]:
+    """doc_id -> content hash -> texts of it, of erased rows, in any data file of the documents table."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for file in _holding(home.documents, erased=erased):
+        for row in _rows(file, erased=erased):
+            parts = [part for name, value in row.items() if name not in NOT_TEXT for part in _strings(value)]
+            found.setdefault(row["doc_id"], {})[row["sha256"]] = parts
+    return found
+
+
+def other_texts(home: Home, *, erased: Erased) -> Iterator[Any]:
+    """The text of all documents that stay, in any data file, as buffers; what is damaged is passed over."""
+    for file in sorted(home.documents.rglob("*.parquet")):
+        if not _in_table(file, home.documents):
+            continue
+        with suppress(OSError, pa.ArrowInvalid), pq.ParquetFile(file) as opened:
+            for batch in opened.iter_batches(batch_size=BATCH_ROWS):
+                for staying in _stretches(batch, erased=erased):
+                    for name in staying.schema.names:
+                        if name not in NOT_TEXT:
+                            yield from arrow_text.buffers(staying[name])
+
+
+def _stretches(batch: pa.RecordBatch, *, erased: Erased) -> Iterator[pa.RecordBatch]:
+    """The rows that stay, as parts of the batch: Arrow cannot filter all types that Parquet gives."""
+    gone = np.flatnonzero(_is_erased(batch, erased=erased).to_numpy(zero_copy_only=False))
+    for first, last in pairwise([-1, *gone.tolist(), batch.num_rows]):
+        if last > first + 1:
+            yield batch.slice(first + 1, last - first - 1)
+
+
+def publish_without(home: Home, *, erased: Erased) -> PrepareRecord | None:
+    """Publishes the newest documents without erased rows; None when there is nothing to take out.
+
+    The record is what prepare would give now of the same sources, so that the next prepare finds it.
+
+    Raises:
+        Conflict: another writer published first.
+    """
+    if not tables.exists(home.documents):
+        return None
+    publication = publish.begin(home.documents, name="documents")
+    found = publish.read_record(home.documents, version=publication.parent)
+    counted = _counts(home.documents, version=publication.parent, condition=erased.condition())
+    if found is None or not counted:
+        return None
+    before = PrepareRecord.model_validate(found)
+    base = before.base or before.fingerprint
+    removed = sum(row["documents"] for row in counted)
+    splits = {**before.splits}
+    for row in counted:
+        splits[row["split"]] -= row["documents"]
+    record = before.model_copy(
+        update={
+            "format": lineage.FORMAT,
+            "fingerprint": stage.with_erased(base, erased=erased.digest),
+            "base": base,
+            "forgot": before.table.version,
+            "documents": before.documents - removed,
+            "dropped": dict(sorted({**before.dropped, REASON: before.dropped.get(REASON, 0) + removed}.items())),
+            "splits": splits,
+            "num_bytes": before.num_bytes - sum(row["num_bytes"] for row in counted),
+            "table": before.table.model_copy(update={"version": publication.version}),
+            "created": lineage.now(),
+            "code": lineage.code_version(),
+        }
+    )
+    publish.delete(publication, condition=erased.condition(), record=record)
+    return record
+
+
+def newest(home: Home) -> PrepareRecord | None:
+    """The record of the newest documents."""
+    found = publish.read_record(home.documents)
+    return PrepareRecord.model_validate(found) if found else None
+
+
+def replaces(record: PrepareRecord, *, documents: TableVersion, home: Home) -> bool:
+    """Whether these documents are that version, or that version without rows that were erased since."""
+    if record.table.path != documents.path:
+        return False
+    while record.table.version != documents.version:
+        if record.forgot is None:
+            return False
+        before = publish.read_record(home.documents, version=record.forgot)
+        if before is None:
+            return record.forgot == documents.version
+        record = PrepareRecord.model_validate(before)
+    return True
+
+
+def remove_files(home: Home, *, erased: Erased) -> list[Path]:
+    """Removes every data file that holds an erased row, whichever version named it; a newest one never does then."""
+    if not tables.exists(home.documents):
+        return []
+    newest_files = set(tables.open_table(home.documents).file_uris())
+    removed = []
+    for file in _holding(home.documents, erased=erased):
+        assert str(file) not in newest_files, "the newest documents still name a file with an erased row"
+        tables.remove_data_file(file)
+        removed.append(file)
+    return removed
+
+
+def _counts(path: Path, *, version: int, condition: str) -> list[dict[str, Any]]:
+    sql = f"SELECT split, count(*) AS documents, sum(num_bytes) AS num_bytes FROM rows WHERE {condition} GROUP BY split"
+    return list(tables.query(path, version=version, sql=sql).to_pylist())
+
+
+def _holding(path: Path, *, erased: Erased) -> list[Path]:
+    """The data files, named by a version or by none, that hold an erased row; what is no whole file holds who knows."""
+    return [file for file in sorted(path.rglob("*.parquet")) if _in_table(file, path) and _holds(file, erased=erased)]
+
+
+def _in_table(file: Path, path: Path) -> bool:
+    return "_delta_log" not in file.relative_to(path).parts
+
+
+def _holds(file: Path, *, erased: Erased) -> bool:
+    try:
+        rows = pq.read_table(file, columns=list(STATS_COLUMNS), partitioning=None)
+    except (OSError, pa.ArrowInvalid):
+        return True  # cut short: what a killed writer left, which no version names
+    return bool(pc.any(_is_erased(rows, erased=erased)).as_py())
+
+
+def _is_erased(rows: pa.Table | pa.RecordBatch, *, erased: Erased) -> Any:
+    return pc.or_(
+        pc.is_in(rows["doc_id"].cast(pa.string()), value_set=pa.array(sorted(erased.doc_ids), pa.string())),
+        pc.is_in(rows["sha256"].cast(pa.string()), value_set=pa.array(sorted(erased.contents), pa.string())),
+    )
+
+
+def _rows(file: Path, *, erased: Erased) -> Iterator[dict[str, Any]]:
+    """The erased rows of a data file, a few at a time."""
+    try:
+        opened = pq.ParquetFile(file)
+    except (OSError, pa.ArrowInvalid):
+        return
+    with opened:
+        for batch in opened.iter_batches(batch_size=BATCH_ROWS):
+            ids, contents = batch["doc_id"].to_pylist(), batch["sha256"].to_pylist()
+            for row in range(batch.num_rows):
+                if ids[row] in erased.doc_ids or contents[row] in erased.contents:
+                    yield batch.slice(row, 1).to_pylist()[0]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All texts within a value, nested ones too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)
