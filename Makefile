@@ -14,7 +14,7 @@ INSTALL = $(BIN)/uv pip sync --quiet requirements.lock && \
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 endif
 
-.PHONY: demo test check test-all cluster-test connect-test tools wheel gpu-kit lint lock clean
+.PHONY: interop interop-lock demo test check test-all cluster-test connect-test tools wheel gpu-kit lint lock clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/ready
@@ -36,6 +36,14 @@ cluster-test: $(VENV)/ready
 # Every room over a Spark Connect server; nine minutes.
 connect-test: $(VENV)/ready
 	$(BIN)/python -m pytest -v tests/cluster/test_connect.py
+
+# Other readers and writers of MDS (mosaicml-streaming, LitData) beside ours, in an environment of their own, .venv-interop.
+interop: $(VENV)/ready .venv-interop/ready
+	TESSERA_STREAMING_PYTHON=$(CURDIR)/.venv-interop/bin/python $(BIN)/python -m pytest -v tests/interop tests/shard/test_mds.py
+
+interop-lock: $(VENV)/ready
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+		--custom-compile-command "make interop-lock" --output-file tests/interop/requirements.txt tests/interop/requirements.in
 
 # What some tests want beside Python: a browser for the map, a PostgreSQL server. Without them those tests are skipped.
 tools:
@@ -62,7 +70,7 @@ lock: $(VENV)/ready
 		--custom-compile-command "make lock" --output-file requirements.lock setup.py
 
 clean:
-	rm -rf $(VENV) build lakehouse
+	rm -rf $(VENV) .venv-interop build lakehouse
 
 $(VENV)/ready: requirements.lock setup.py Makefile
 	@test -n "$(PYTHON)" || { echo "Tessera wants Python 3.11 or 3.12 on the PATH"; exit 2; }
@@ -70,4 +78,9 @@ $(VENV)/ready: requirements.lock setup.py Makefile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
 	UV_LINK_MODE=$${UV_LINK_MODE:-hardlink} VIRTUAL_ENV=$(CURDIR)/$(VENV) $(INSTALL)
 	$(BIN)/tessera jars
+	@touch $@
+
+.venv-interop/ready: tests/interop/requirements.txt $(VENV)/ready
+	$(PYTHON) -m venv --clear .venv-interop
+	UV_LINK_MODE=$${UV_LINK_MODE:-hardlink} VIRTUAL_ENV=$(CURDIR)/.venv-interop $(BIN)/uv pip sync --quiet tests/interop/requirements.txt
 	@touch $@

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tessera import failpoints
 from tessera import spark as spark_module
 from tessera.home import Home
 from tessera.spark import SparkSettings
@@ -20,6 +21,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
     return Home(tmp_path / "home")
+
+
+@pytest.fixture(autouse=True)
+def failpoints_count_anew() -> None:
+    """Each test passes a failpoint for the first time."""
+    failpoints._passed.clear()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import pytest
 import tessera
 
 ROOT = Path(tessera.__file__).parent
-ABOVE = {"settings", "results", "stages", "status", "pipeline", "pandas", "command", "cli", "jobs"}
+ABOVE = {"settings", "results", "stages", "status", "pipeline", "pandas", "command", "shard_commands", "cli", "jobs"}
 ROOT_MODULES = {path.stem for path in ROOT.glob("*.py")} - ABOVE
 RANKS = {
     "model": 1,
@@ -25,11 +25,13 @@ RANKS = {
     "results": 6,
     "stages": 7,
     "status": 8,
+    "forgetting": 8,
     "pipeline": 9,
     "pandas": 10,
     "command": 10,
-    "cli": 11,
-    "jobs": 12,
+    "shard_commands": 11,
+    "cli": 12,
+    "jobs": 13,
 }
 """A room imports itself, rooms of a lower rank and root modules; prepare and shard leave the model alone."""
 

@@ -30,6 +30,7 @@ from tessera.command import (
     print_record,
 )
 from tessera.home import Home
+from tessera.shard_commands import app as shard_app
 
 app = typer.Typer(
     help="Train, improve, monitor and serve open language models on your own Delta tables.",
@@ -45,7 +46,6 @@ Prompt = Annotated[str | None, typer.Option(help="What to ask the model, instead
 HELP = {
     "sample": "Write the sample table: the docs of installed Python packages.",
     "prepare": "Delta tables to governed documents.",
-    "shard": "Documents to packed token shards.",
     "train": "Shards to a trained checkpoint.",
     "evaluate": "Score the checkpoint on held-out text, decide at the gate.",
 }
@@ -96,6 +96,7 @@ def _stage_command(stage: str) -> None:
 
 for _stage in HELP:
     _stage_command(_stage)
+app.add_typer(shard_app, name="shard")
 
 
 @app.command()
@@ -282,6 +283,49 @@ def gc(
             from tessera import report
 
             Console(highlight=False).print(report.garbage(found, home=pipeline.home, freed=freed))
+
+    guarded(work, show=traceback)
+
+
+@app.command()
+def forget(
+    target: Target = "local",
+    assignments: Assignments = None,
+    source: Annotated[str | None, typer.Option(help="The source whose row keys --id and --keys are.")] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option("--id", help="A row key; of several columns a=1,b=2. May be given again."),
+    ] = None,
+    keys: Annotated[str | None, typer.Option(help="A Delta table's folder with the key columns.")] = None,
+    doc_id: Annotated[list[str] | None, typer.Option(help="A document's id; may be given again.")] = None,
+    why: Annotated[str, typer.Option(help="Kept for ever, so no personal data.")] = "",
+    delete_source: Annotated[bool, typer.Option("--delete-source", help="Delete the rows in the source too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Search and list; change nothing.")] = False,
+    as_json: Json = False,
+    traceback: Traceback = False,
+) -> None:
+    """Erase rows from every room, and prove it by a search.
+
+    From documents, shard sets, answers and caches; runs and models that saw them are listed and tagged.
+    """
+
+    def work() -> None:
+        with opened(target, assignments) as pipeline:
+            from tessera.errors import ForgetFailed
+            from tessera.forgetting import report
+            from tessera.forgetting.forget import Forgotten
+            from tessera.forgetting.target import Wanted
+
+            wanted = Wanted(
+                source=source, ids=tuple(key or ()), keys=keys, doc_ids=tuple(doc_id or ()), why=why,
+                delete_source=delete_source,
+            )  # fmt: skip
+            try:
+                report.show(pipeline.forget(wanted, dry_run=dry_run), as_json=as_json)
+            except ForgetFailed as error:
+                if isinstance(error.result, Forgotten):
+                    report.show(error.result, as_json=as_json)
+                raise
 
     guarded(work, show=traceback)
 

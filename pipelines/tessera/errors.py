@@ -33,6 +33,10 @@ class ShardSetError(UserError):
     """A shard set cannot serve what was asked: absent, too small, of another version than the state names."""
 
 
+class FormatError(UserError):
+    """Something stored was written by a newer Tessera, or by one too old to be read."""
+
+
 class ModelError(UserError):
     """A model folder, run or registered model is absent or unfit."""
 
@@ -51,6 +55,25 @@ class TrackingError(TesseraError):
 
 class ShardingFailed(TesseraError):
     """The shards do not hold what the documents gave: nothing was published."""
+
+
+class ForgetFailed(TesseraError):
+    """Text of erased rows is left somewhere, or the search for it cannot be trusted.
+
+    `result` says what was found and done, where it came so far.
+    """
+
+    def __init__(self, message: str, *, result: object = None) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class StorageFull(TesseraError):
+    """A file could not be written: no room, or a limit; nothing of it stays under its name."""
+
+
+class PublishingFailed(TesseraError):
+    """A publishing commit could not be written, and nobody else's is there: nothing was published."""
 
 
 class Conflict(TesseraError):

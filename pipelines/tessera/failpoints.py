@@ -12,6 +12,9 @@ from pathlib import Path
 
 POINTS = {
     "prepare.before_commit": "documents are judged, nothing is written",
+    "files.before_rename": "a file is written and durable under a passing name, and has not its own",
+    "forget.after_erasures": "erasures are recorded, nothing is taken out yet",
+    "forget.before_remove": "all rooms have new versions, the files of the old ones are still there",
     "shard.after_file": "a shard file has its final name, its task has not ended",
     "shard.before_manifest": "shard files and side table are written, the manifest is not",
     "publish.after_commit": "a publishing commit is made, its writer does not know yet",

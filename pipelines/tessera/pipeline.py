@@ -17,7 +17,7 @@ from tessera import report, spark, tracking
 from tessera.errors import TesseraError
 from tessera.garbage import Garbage
 from tessera.home import Home
-from tessera.lineage import Record, ServeRecord, sha256_json
+from tessera.lineage import PrepareRecord, Record, ServeRecord, sha256_json
 from tessera.progress import Reporter
 from tessera.results import Results
 from tessera.settings import Settings
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from tessera.explore.stage import MapResult
+    from tessera.forgetting.forget import Forgotten
+    from tessera.forgetting.target import Wanted
     from tessera.serve.engine import Engine
     from tessera.status import Status
 
@@ -78,7 +80,64 @@ class Pipeline:
         self._repair()
         if stage in ("train", "evaluate", "serve"):
             self._replay()
-        work = self.stages.work(stage, after=after)
+        return self._do(self.stages.work(stage, after=after))
+
+    def compact(self) -> Record:
+        """Writes the newest documents as one generation of the shard set; states of its loaders are then refused.
+
+        Raises:
+            UserError: nothing was prepared yet.
+        """
+        self._repair()
+        return self._do(self.stages.shard(self.results.newest(PrepareRecord), compact=True))
+
+    def forget(self, wanted: "Wanted", *, dry_run: bool = False) -> "Forgotten":
+        """Takes rows out of every room, and searches for what is left; see `forgetting.forget`.
+
+        Raises:
+            ForgetFailed: something is.
+        """
+        from tessera.forgetting.forget import forget_and_keep
+
+        self._repair()
+        with self.reporter.stage("forget") as tell:
+            return forget_and_keep(
+                self.home, settings=self.settings, wanted=wanted, spark=self.spark, close=self._settle,
+                ledger=self.results.ledger, dry_run=dry_run, tell=tell,
+            )  # fmt: skip
+
+    def _settle(self) -> None:
+        """No early start goes on; a session that spills into the home is ended by `forget`, which asks for it."""
+        for thread in self._early:
+            thread.join()
+
+    def import_shards(self, folder: Path, *, column: str | None = None) -> Record:
+        """Makes an MDS folder that others wrote the shard set of the settings' name; no JVM is started.
+
+        Args:
+            column: of text or tokens; by default `tokens`, else `text`.
+
+        Raises:
+            UserError: the folder or the tokenizer is unfit, or the set is of something else.
+        """
+        from tessera.shard.write.imported import import_folder
+
+        self._repair()
+        with self.reporter.stage("import") as tell:
+            record, imported = import_folder(
+                self.home, folder=folder, settings=self.settings.shard, holdout=self.settings.prepare.holdout,
+                column=column, progress=tell,
+            )  # fmt: skip
+        reused = imported is None
+        record = record.model_copy(update={"reused": reused})
+        self.results.ledger.append(record, status="reused" if reused else "done")
+        self.reporter.line(report.line(record))
+        if imported is not None and imported.dropped:
+            dropped = ", ".join(f"{count:,} {reason}" for reason, count in imported.dropped.items())
+            self.reporter.line(f"of {imported.samples:,} samples were dropped: {dropped}")
+        return record
+
+    def _do(self, work: Work[Any]) -> Record:
         began = time.monotonic()
         found = None if self.fresh else self._find(work)
         if found is not None:
@@ -184,17 +243,19 @@ class Pipeline:
         return status.examine(self.home, settings=self.settings, results=self.results)
 
     def garbage(self, *, older_than_hours: float = 24.0) -> list[Garbage]:
-        """What lies in the home and is needed by nothing: shard files, checkpoints, caches, spill."""
-        from tessera import garbage
+        """What lies in the home and is needed by nothing: files of shards and tables, checkpoints, caches, spill."""
+        from tessera import garbage, publish
         from tessera.shard.garbage import garbage as of_shards
         from tessera.shard.read.petastorm.garbage import garbage as of_petastorm
         from tessera.train.garbage import garbage as of_runs
 
         before = time.time() - older_than_hours * 3600
+        shard = self.settings.shard
+        retention = publish.Retention(versions=shard.retain_versions, days=shard.retain_days)
+        searches = (of_runs, of_petastorm, garbage.of_tables, garbage.fetched_models, garbage.spill)
         return [
-            found
-            for search in (of_shards, of_runs, of_petastorm, garbage.fetched_models, garbage.spill)
-            for found in search(self.home, before=before)
+            *of_shards(self.home, before=before, retention=retention),
+            *(found for search in searches for found in search(self.home, before=before)),
         ]
 
     def _repair(self) -> None:

@@ -22,6 +22,11 @@ from tessera.tables import Ledger
 RecordT = TypeVar("RecordT", bound=Record)
 
 
+def is_imported(shards: ShardRecord) -> bool:
+    """Whether a set was made of an MDS folder, and not of documents."""
+    return shards.inputs[0].name.startswith("mds:")
+
+
 class Results:
     """What the stages of one home gave; looking costs a read of the ledger."""
 
@@ -83,8 +88,21 @@ class Results:
         return self._published(ShardRecord, train.shard_set)
 
     def prepare_of(self, shards: ShardRecord) -> PrepareRecord:
-        """The documents, at their version, that a shard set was written from."""
+        """The documents, at their version, that a shard set was written from.
+
+        Raises:
+            UserError: it was imported, so there is no such table.
+        """
+        if is_imported(shards):
+            raise UserError(
+                f"shard set {shards.name} was imported from {shards.inputs[0].path}; without a documents table it "
+                "can be trained on, not evaluated or registered. Write a set from tables: tessera shard"
+            )
         return self._published(PrepareRecord, shards.inputs[0])
+
+    def sources_of(self, shards: ShardRecord) -> tuple[TableVersion, ...]:
+        """The source tables, at their versions, that a shard set comes from; none for one that was imported."""
+        return () if is_imported(shards) else self.prepare_of(shards).inputs
 
     def _published(self, kind: type[RecordT], table: TableVersion) -> RecordT:
         record = publish.read_record(self.home.resolve(table.path), version=table.version)

@@ -25,6 +25,7 @@ from tessera.errors import ConfigError, SetupError
 from tessera.home import Home
 from tessera.java import find_java
 from tessera.lineage import sha256_file
+from tessera.locks import is_shared_or_held
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
@@ -133,6 +134,17 @@ def stop() -> None:
         (_existing_session() or started).stop()
 
 
+def let_go(home: Home) -> bool:
+    """Ends the session of this process that spills into the home, if there is one: whether now none does."""
+    ours = [file for file in _locks if Path(file.name) == home.spill_lock]
+    if ours:
+        stop()
+    for file in ours:
+        _locks.remove(file)
+        file.close()
+    return not is_shared_or_held(home.spill_lock)
+
+
 def _check_platform(settings: SparkSettings) -> None:
     named = {"spark.master", "spark.remote"} & set(settings.conf)
     if not named and not any(os.environ.get(variable) for variable in PLATFORM_VARIABLES):
@@ -179,6 +191,7 @@ def _start_jvm(conf: dict[str, str], *, log: Path, loopback: bool) -> None:
     from pyspark.java_gateway import launch_gateway
 
     if SparkContext._gateway is not None:
+        _hold(log.parent / ".lock")
         return
     _prepare_environment(loopback=loopback)
     _hold(log.parent / ".lock")
@@ -194,6 +207,8 @@ def _start_jvm(conf: dict[str, str], *, log: Path, loopback: bool) -> None:
 
 def _hold(lock: Path) -> None:
     """Says to `tessera gc`, for as long as this process or its session lives, that the spill folder is in use."""
+    if any(file.name == str(lock) for file in _locks):
+        return
     file = lock.open("a")
     fcntl.flock(file, fcntl.LOCK_SH)
     _locks.append(file)

@@ -74,7 +74,10 @@ def read(
     """The rows of a table at a version, in no particular order."""
     table = open_table(path, version=version)
     chosen = list(columns) if columns else None
-    return table.to_pyarrow_table(columns=chosen, filters=filters, filesystem=_files(path))
+    try:
+        return table.to_pyarrow_table(columns=chosen, filters=filters, filesystem=_files(path))
+    except FileNotFoundError:
+        raise _gone(path, table=table) from None
 
 
 def dataset(path: Path, *, version: int | None = None) -> Any:
@@ -94,8 +97,21 @@ def query(path: Path, *, version: int, sql: str) -> pa.Table:
     number of rows, and takes milliseconds where a Spark job takes a second.
     """
     table = open_table(path, version=version)
-    found = pa.table(QueryBuilder().register("rows", table).execute(sql))
+    try:
+        found = pa.table(QueryBuilder().register("rows", table).execute(sql))
+    except (DeltaError, OSError, ValueError):
+        if missing_files(path, version=version):
+            raise _gone(path, table=table) from None
+        raise
     return found.cast(pa.schema([field.with_type(_plain_type(field.type)) for field in found.schema]))
+
+
+def _gone(path: Path, *, table: DeltaTable) -> SourceError:
+    newest = DeltaTable(path).version()
+    return SourceError(
+        f"{path} at version {table.version()} is no longer readable: data files of it were removed, by an erasure or a "
+        f"clean-up; newest is {newest}"
+    )
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
@@ -109,13 +125,24 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 
 def missing_files(path: Path, *, version: int) -> list[str]:
     """Data files that the table's version names and that are absent or of another size: at best none."""
-    actions = pa.table(open_table(path, version=version).get_add_actions(flatten=True))
     found = []
-    for name, size in zip(actions["path"].to_pylist(), actions["size_bytes"].to_pylist(), strict=True):
+    for name, size in data_files(path, version=version).items():
         file = path / name
         if not file.is_file() or file.stat().st_size != size:
             found.append(name)
     return found
+
+
+def data_files(path: Path, *, version: int) -> dict[str, int]:
+    """The data files that the table's version names, relative to it, and their bytes."""
+    actions = pa.table(open_table(path, version=version).get_add_actions(flatten=True))
+    return dict(zip(actions["path"].to_pylist(), actions["size_bytes"].to_pylist(), strict=True))
+
+
+def remove_data_file(path: Path) -> None:
+    """Removes a data file with the checksum that Hadoop keeps beside it; versions that name it cannot be read again."""
+    path.unlink(missing_ok=True)
+    path.with_name(f".{path.name}.crc").unlink(missing_ok=True)
 
 
 class Ledger:

@@ -6,17 +6,43 @@ server reports progress by itself, every two seconds.
 
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from tessera import connect, errors
-from tessera.errors import SetupError, TesseraError
+from tessera.errors import Conflict, SetupError, SourceError, StorageFull, TesseraError
 from tessera.progress import Tell
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
     from pyspark.sql import SparkSession
+
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+
+MEANINGS: tuple[tuple[str, type[TesseraError], str], ...] = (
+    (
+        r"FILE_NOT_EXIST|DELTA_FILE_NOT_FOUND",
+        SourceError,
+        "the version of the table that is read is no longer readable: a data file of it was removed meanwhile, by a "
+        "vacuum or an erasure; run the stages before again",
+    ),
+    (
+        r"DELTA_CONCURRENT_|DELTA_PROTOCOL_CHANGED|DELTA_METADATA_CHANGED",
+        Conflict,
+        "another writer committed to the same table at the same time; nothing of this run was published. Run the "
+        "command again: it starts from the newest version",
+    ),
+    (
+        r"No space left on device|Disk quota exceeded",
+        StorageFull,
+        "a disk has no room left: that of the home or of spark.local.dir; free some space, see tessera gc, and run the "
+        "command again",
+    ),
+)
+"""What is found in an error of Spark, and what it means."""
 
 WATCH_SECONDS = 0.5
 MAX_PARALLELISM = 2**16
@@ -51,7 +77,29 @@ def error_of_worker(error: Exception) -> TesseraError | None:
         return SetupError(f"Spark's workers run Python {mismatch[1]}, this is {mismatch[2]}; use one version for both")
     found = re.search(r"tessera\.errors\.(\w+): (.*)", text)
     kind = getattr(errors, found[1], None) if found else None
-    return kind(found[2]) if found and isinstance(kind, type) and issubclass(kind, TesseraError) else None
+    if found and isinstance(kind, type) and issubclass(kind, TesseraError):
+        return kind(found[2])
+    return next((make(meant) for pattern, make, meant in MEANINGS if re.search(pattern, text)), None)
+
+
+def told(work: Callable[Params, Result]) -> Callable[Params, Result]:
+    """The work of a driver, whose errors are ours wherever Spark's mean something that we know: see MEANINGS.
+
+    Spark's Python client wraps some errors in a class of its own, and gives others as they came from the JVM.
+    """
+
+    @wraps(work)
+    def tell(*args: Params.args, **kwargs: Params.kwargs) -> Result:
+        try:
+            return work(*args, **kwargs)
+        except TesseraError:
+            raise
+        except Exception as error:
+            if ours := error_of_worker(error):
+                raise ours from None
+            raise
+
+    return tell
 
 
 @contextmanager

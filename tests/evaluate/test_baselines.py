@@ -10,6 +10,7 @@ from deltalake import write_deltalake
 
 from tessera.errors import ShardSetError
 from tessera.evaluate import baselines
+from tessera.shard import labels
 
 from .conftest import batch_of
 
@@ -29,7 +30,7 @@ def documents(path):
 
 @pytest.mark.parametrize("range_bytes", [2**27, 40])
 def test_heldout_texts_come_in_order_of_doc_id_from_the_pinned_version(tmp_path, monkeypatch, range_bytes):
-    monkeypatch.setattr(baselines, "RANGE_BYTES", range_bytes)
+    monkeypatch.setattr(labels, "RANGE_BYTES", range_bytes)
     expected = documents(tmp_path / "documents")
 
     found = list(baselines.heldout_texts(tmp_path / "documents", version=1, text_bytes=600))
@@ -39,7 +40,7 @@ def test_heldout_texts_come_in_order_of_doc_id_from_the_pinned_version(tmp_path,
 
 @pytest.mark.parametrize("parts", [1, 2, 16, 256])
 def test_ranges_hold_every_hash_once(parts):
-    bounds = list(baselines._ranges(parts))
+    bounds = list(labels.ranges(parts))
     hashes = [hashlib.sha256(bytes([i, j])).hexdigest() for i in range(64) for j in range(8)]
     hashes += ["0" * 64, "f" * 64, "80000000" + "0" * 56, "7fffffff" + "f" * 56]
 

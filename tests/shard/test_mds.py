@@ -234,7 +234,8 @@ def test_upstream_reads_the_same_tokens(make_set: Any, tmp_path: Path) -> None:
 
     upstream = np.load(tmp_path / "read.npz")
     where = [(shard, sample) for shard, number in enumerate(shards.samples_per_shard) for sample in range(number)]
-    tokens, starts, counts = shards.gather(*np.array(where).T)
+    samples = shards.gather(*np.array(where).T)
+    tokens, starts, counts = samples.tokens_BT, samples.starts_P, samples.num_starts_B
     assert np.array_equal(upstream["tokens"], tokens)
     assert np.array_equal(upstream["starts"], starts)
     assert np.array_equal(upstream["counts"], counts)

@@ -5,28 +5,24 @@ held-out documents and one pass each over the training tokens seen and the held-
 
 gzip: level 9, one stream; the documents in order of doc_id, each followed by one newline, which stands for the end
 token that the model has to predict as well; bits = 8 * compressed bytes, header included, over the bytes of the text
-without those newlines.
+without those newlines. Of conversations the assistant's messages take the place of documents: what the model has to
+predict and no more, so that gzip does without the questions, which the model and the n-grams see.
 
 n-grams: see `ngrams`. Trained on the samples with global indices [0, min(steps * batch_size, N)): after a whole epoch
-a sample repeats and teaches nothing new, so each counts once. Padding counts nowhere.
+a sample repeats and teaches nothing new, so each counts once. Padding counts nowhere; what is no label
+is context alone.
 """
 
-import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
-from tessera import tables
 from tessera.errors import ShardSetError
 from tessera.evaluate import ngrams
-
-RANGE_BYTES = 128 * 2**20
-"""Text that is sorted at once; the held-out split is read in ranges of doc_id of about this size."""
+from tessera.shard import labels
 
 
 def gzip_bits_per_byte(texts: Iterable[str], *, text_bytes: int) -> float:
@@ -51,18 +47,9 @@ def gzip_bits_per_byte(texts: Iterable[str], *, text_bytes: int) -> float:
 
 
 def heldout_texts(documents: Path, *, version: int, text_bytes: int) -> Iterator[str]:
-    """The texts of the held-out documents in order of doc_id, at most about RANGE_BYTES of them in memory."""
-    dataset = tables.dataset(documents, version=version)
-    bounds = _ranges(1 << max(0, math.ceil(math.log2(max(1, text_bytes) / RANGE_BYTES))))
-    for low, high in bounds:
-        wanted = (ds.field("split") == "heldout") & (ds.field("doc_id") >= low)
-        if high is not None:
-            wanted &= ds.field("doc_id") < high
-        rows = dataset.to_table(columns=["doc_id", "text"], filter=wanted)
-        order = pc.sort_indices(rows["doc_id"])
-        for chunk in rows["text"].take(order).chunks:
-            for value in chunk:
-                yield value.as_py()
+    """The texts of the held-out documents in order of doc_id; of a set with conversations see `labels.texts`."""
+    rows = labels.rows_in_order(documents, version=version, split="heldout", columns=("text",), num_bytes=text_bytes)
+    return (row["text"] for row in rows)
 
 
 def ngram_bits_per_byte(
@@ -90,12 +77,3 @@ def ngram_bits_per_byte(
         for name, chances in found.items():
             bits[name] -= float(np.log2(chances).sum())
     return {name: total / text_bytes for name, total in bits.items()}
-
-
-def _ranges(parts: int) -> Iterator[tuple[str, str | None]]:
-    """Bounds that cut hexadecimal hashes into `parts` (a power of two) ranges of equal size."""
-    assert parts <= 1 << 32
-    width = (1 << 32) // parts
-    for part in range(parts):
-        high = (part + 1) * width
-        yield f"{part * width:08x}" if part else "", f"{high:08x}" if high < 1 << 32 else None

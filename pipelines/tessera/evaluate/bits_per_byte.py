@@ -21,8 +21,9 @@ class Score:
     """The sum over one split."""
 
     nats: float
-    """Summed over every token of every document, end-of-document tokens included."""
+    """Summed over every label: each token of each document, end-of-document tokens included, or the assistant's."""
     tokens: int
+    """Labels."""
     text_bytes: int
 
     @property
@@ -44,7 +45,7 @@ def score(
     Args:
         model: a causal model; it is put into evaluation mode and back.
         batches: a split in stored order, each token of it exactly once (labels -100 are skipped).
-        text_bytes: UTF-8 bytes of the split's documents, from the manifest.
+        text_bytes: UTF-8 bytes of what the labels stand for.
         workers: batches computed at once, each by one thread. On a CPU one for each core is faster than all cores on
             one batch of a small model; on a GPU one is right.
         progress: hears how many tokens are done.

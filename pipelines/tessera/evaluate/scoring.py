@@ -28,6 +28,7 @@ from tessera.home import Home
 from tessera.lineage import EvaluateRecord, PrepareRecord, ShardRecord, TableVersion, TrainRecord
 from tessera.model import build
 from tessera.progress import Tell, silent
+from tessera.shard import labels
 from tessera.shard.read.batches import batch_at, make_order, open_split, sequential
 from tessera.shard.read.shards import Shards
 from tessera.shard.run_manifest import ensure_index
@@ -95,7 +96,7 @@ def evaluate(
         ShardSetError: the held-out documents are not what the shards were made from.
     """
     _check_weights(home.resolve(train.checkpoint), expected=train.weights_sha256)
-    scores = measure(home, train=train, prepare=prepare, settings=settings, tell=tell)
+    scores = measure(home, train=train, shard=shard, prepare=prepare, settings=settings, tell=tell)
     verdict = judge(scores.model.bits_per_byte, baselines=scores.baselines, settings=settings.gate)
     record = EvaluateRecord(
         fingerprint=stage.fingerprint(train, shard=shard, prepare=prepare, settings=settings),
@@ -121,24 +122,32 @@ def evaluate(
 
 
 def measure(
-    home: Home, *, train: TrainRecord, prepare: PrepareRecord, settings: EvaluateSettings, tell: Tell = silent
-) -> Scores:
-    """The model's sum over the held-out split, and the baselines' bits per byte of the same text."""
+    home: Home, *, train: TrainRecord, shard: ShardRecord, prepare: PrepareRecord, settings: EvaluateSettings,
+    tell: Tell = silent,
+) -> Scores:  # fmt: skip
+    """The model's sum over the labels of the held-out split, and the baselines' bits per byte of the same text.
+
+    Where not every token is a label, that text is what the labels stand for: see `shard.labels`.
+    """
     run = RunFolder(home.resolve(train.run))
     ensure_index(run.manifest)
     heldout = _open(run, split="heldout")
     tell("gzip of the held-out text")
-    texts = baselines.heldout_texts(
-        home.resolve(prepare.table.path), version=prepare.table.version, text_bytes=heldout.text_bytes
-    )
-    found = {"gzip": baselines.gzip_bits_per_byte(texts, text_bytes=heldout.text_bytes)}
+    counted = run.read_spec().heldout_labels or heldout.all_labels
+    if labels.all_count(shard):
+        texts = baselines.heldout_texts(
+            home.resolve(prepare.table.path), version=prepare.table.version, text_bytes=counted.text_bytes
+        )
+    else:
+        texts = labels.texts(home, shard, split="heldout")
+    found = {"gzip": baselines.gzip_bits_per_byte(texts, text_bytes=counted.text_bytes)}
     tell("n-grams of the tokens that the model saw")
     found |= baselines.ngram_bits_per_byte(
         seen=batches_seen(run),
         heldout=lambda: (_as_numpy(batch) for batch in sequential(heldout, batch_size=settings.batch_size)),
         end_id=heldout.info.end_id,
         vocab_size=heldout.info.vocab_size,
-        text_bytes=heldout.text_bytes,
+        text_bytes=counted.text_bytes,
     )
     tell("loading the model")
     device = _device(settings)
@@ -146,9 +155,9 @@ def measure(
     scored = score(
         model,
         batches=sequential(heldout, batch_size=settings.batch_size),
-        text_bytes=heldout.text_bytes,
+        text_bytes=counted.text_bytes,
         workers=len(os.sched_getaffinity(0)) if device.type == "cpu" else 1,
-        progress=lambda done: tell("held-out tokens", done, heldout.num_tokens),
+        progress=lambda done: tell("held-out tokens", done, counted.tokens),
     )
     return Scores(model=scored, baselines=found)
 

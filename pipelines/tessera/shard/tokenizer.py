@@ -1,20 +1,28 @@
 """The tokenizer: trained as byte-level BPE on the set's own text, or any local folder; identity by hash of its files.
 
 Needs the `tokenizers` library only: importing transformers would cost every worker ten seconds. Training takes about a
-second a MiB of sample on one core; encoding runs at 0.4 to 0.8 million tokens a second and core.
+second a MiB of sample on one core; encoding runs at 0.4 to 0.8 million tokens a second and core. The library needs up
+to 130 bytes of memory for each character that it is given at once, so long texts are given in pieces (see `cuts`).
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tessera.errors import TokenizerError
 from tessera.lineage import sha256_file, sha256_json
+from tessera.shard import cuts
+
+MAX_UNCUT_BYTES = 2**24
+"""Text without a sure cut that the tokenizer is given at once: it takes up to 2 GiB for as much."""
 
 END_TOKEN = "<|endoftext|>"
 """End of document of the tokenizers trained here."""
@@ -36,6 +44,9 @@ class Definition:
     end_id: int
     vocab_size: int
     """One more than the largest id."""
+    cut_rule: cuts.Rule = ""
+    """Where a long text may be cut."""
+    max_uncut_bytes: int = MAX_UNCUT_BYTES
 
 
 class Tokenizer:
@@ -61,20 +72,84 @@ class Tokenizer:
         """The ids of each text, without an end token.
 
         Raises:
-            TokenizerError: the tokenizer makes its end token out of text.
+            TokenizerError: as `encode_arrays`.
         """
-        encoded = [encoding.ids for encoding in self._fast.encode_batch_fast(list(texts), add_special_tokens=False)]
-        broken = sum(self.end_id in ids for ids in encoded)
+        return [ids.tolist() for ids in self.encode_arrays(texts)]
+
+    def encode_arrays(self, texts: Sequence[str], *, names: Sequence[str] | None = None) -> list[NDArray[np.uint32]]:
+        """The ids of each text, without an end token; a long text is encoded in pieces, to the same ids.
+
+        Args:
+            names: of the texts, for errors: ids of documents.
+
+        Raises:
+            TokenizerError: a text is not Unicode (it holds half a surrogate pair), or is too long to be encoded at once
+                and has no sure cut, or the tokenizer makes its end token out of text.
+        """
+        encoded: list[NDArray[np.uint32]] = [_NONE] * len(texts)
+        short = [place for place, text in enumerate(texts) if len(text) <= cuts.PIECE_CHARS]
+        with _named_errors(texts, names=names):
+            for place, ids in zip(short, self._encode([texts[place] for place in short]), strict=True):
+                encoded[place] = ids
+            for place, text in enumerate(texts):
+                if len(text) > cuts.PIECE_CHARS:
+                    encoded[place] = self._encode_long(text, name=_name(place, names=names))
+        self._refuse_end_token(encoded, names=names)
+        return encoded
+
+    def _encode(self, texts: list[str]) -> list[NDArray[np.uint32]]:
+        batch = self._fast.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.uint32) for encoding in batch]
+
+    def _encode_long(self, text: str, *, name: str) -> NDArray[np.uint32]:
+        found = [_NONE]
+        for piece in cuts.pieces(text, rule=self.definition.cut_rule):
+            limit = self.definition.max_uncut_bytes
+            if len(piece) * 4 > limit and (num_bytes := len(piece.encode())) > limit:
+                raise TokenizerError(
+                    f"{name} has {num_bytes} bytes of text without a place where this tokenizer surely divides words; "
+                    f"at most {limit} are encoded at once. Leave it out (prepare.sources[].where), divide it, or raise "
+                    "shard.tokenizer.max_uncut_bytes, at 130 bytes of memory each"
+                )
+            found.extend(self._encode([piece]))
+        return np.concatenate(found)
+
+    def _refuse_end_token(self, encoded: list[NDArray[np.uint32]], *, names: Sequence[str] | None) -> None:
+        broken = [place for place, ids in enumerate(encoded) if (ids == self.end_id).any()]
         if broken:
             raise TokenizerError(
-                f"the tokenizer gives its end token {self.end_id} for the text of {broken} of {len(texts)} documents, "
-                "so that documents could not be told apart; use another tokenizer folder, or train one"
+                f"the tokenizer gives its end token {self.end_id} for the text of {len(broken)} of {len(encoded)} "
+                f"documents, such as {_name(broken[0], names=names)}, so that documents could not be told apart; "
+                "use another tokenizer folder, or train one"
             )
-        return encoded
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; special tokens give none, bytes that are not UTF-8 give the replacement character."""
         return str(self._fast.decode(list(ids), skip_special_tokens=True))
+
+
+_NONE = np.empty(0, np.uint32)
+
+
+def _name(place: int, *, names: Sequence[str] | None) -> str:
+    return f"doc_id {names[place]}" if names is not None else f"text {place}"
+
+
+@contextmanager
+def _named_errors(texts: Sequence[str], *, names: Sequence[str] | None) -> Iterator[None]:
+    """Turns the library's refusal of text that is not Unicode into an error that names the text."""
+    try:
+        yield
+    except (TypeError, UnicodeEncodeError):
+        for place, text in enumerate(texts):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise TokenizerError(
+                    f"{_name(place, names=names)}: character {error.start} of its text is half a surrogate pair, which "
+                    "is no Unicode text; mend the row, or leave it out (prepare.sources[].where)"
+                ) from None
+        raise
 
 
 def train(texts: Iterable[str], *, folder: Path, vocab_size: int) -> None:
@@ -158,6 +233,8 @@ def definition(folder: Path) -> Definition:
     special = {content for name in SPECIAL_NAMES if (content := _content(named.get(name)))}
     for token in parsed.get("added_tokens") or ():
         token["special"] = bool(token.get("special")) or token.get("content") in special
+    if isinstance(model := parsed.get("model"), dict) and model.get("dropout"):
+        model["dropout"] = None  # of training: the same text must give the same tokens
     text = json.dumps(parsed, ensure_ascii=False)
     try:
         fast = FastTokenizer.from_str(text)
@@ -171,7 +248,9 @@ def definition(folder: Path) -> Definition:
             f"{folder} names no end token that its vocabulary holds; set eos_token in tokenizer_config.json"
         )
     vocabulary = fast.get_vocab(with_added_tokens=True)
-    return Definition(tokenizer_json=text, end_id=end_id, vocab_size=max(vocabulary.values()) + 1)
+    return Definition(
+        tokenizer_json=text, end_id=end_id, vocab_size=max(vocabulary.values()) + 1, cut_rule=cuts.rule_of(parsed)
+    )
 
 
 def _content(token: Any) -> str | None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from tessera.errors import CorruptShard, ShardSetError
 from tessera.shard.format import encodings
+from tessera.shard.format.compression import parse as parse_compression
 
 VERSION = 2
 SIZE_LIMIT = 2**26
@@ -30,7 +31,11 @@ Tokens = NDArray[np.unsignedinteger[Any]]
 
 
 def make_config(
-    columns: Mapping[str, str], *, size_limit: int = SIZE_LIMIT, hashes: Sequence[str] = ()
+    columns: Mapping[str, str],
+    *,
+    size_limit: int = SIZE_LIMIT,
+    hashes: Sequence[str] = (),
+    compression: str | None = None,
 ) -> dict[str, Any]:
     """The column config that a shard carries and an index repeats.
 
@@ -38,16 +43,19 @@ def make_config(
         columns: name -> encoding.
         size_limit: of a shard file, in bytes.
         hashes: names of the hashes that the index holds for each file.
+        compression: of the files that the index names, see `compression`; the bytes made here are those before it.
 
     Raises:
-        ShardSetError: an encoding that is not known, or is refused.
+        ShardSetError: an encoding or a compression that is not known, or is refused.
     """
+    if compression is not None:
+        parse_compression(compression)
     names = sorted(columns)
     return {
         "column_encodings": [columns[name] for name in names],
         "column_names": names,
         "column_sizes": [encodings.size_of(columns[name]) for name in names],
-        "compression": None,
+        "compression": compression,
         "format": "mds",
         "hashes": sorted(hashes),
         "size_limit": size_limit,
@@ -56,11 +64,21 @@ def make_config(
 
 
 def index_entry(
-    config: Mapping[str, Any], *, basename: str, num_bytes: int, samples: int, hashes: Mapping[str, str] | None = None
+    config: Mapping[str, Any],
+    *,
+    basename: str,
+    num_bytes: int,
+    samples: int,
+    hashes: Mapping[str, str] | None = None,
+    zip_data: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What `index.json` says of one shard file."""
+    """What `index.json` says of one shard file.
+
+    Args:
+        zip_data: of the compressed file: basename, bytes, hashes.
+    """
     raw = {"basename": basename, "bytes": num_bytes, "hashes": dict(hashes or {})}
-    return {**config, "raw_data": raw, "samples": samples, "zip_data": None}
+    return {**config, "raw_data": raw, "samples": samples, "zip_data": dict(zip_data) if zip_data else None}
 
 
 def index_json(entries: Sequence[Mapping[str, Any]], **extra: Any) -> str:
@@ -88,18 +106,21 @@ def token_shards(
     starts_P: NDArray[np.uint16],
     num_starts_S: NDArray[np.integer[Any]],
     config: Mapping[str, Any],
+    loss_ST: NDArray[np.uint8] | None = None,
 ) -> Iterator[tuple[bytes, int]]:
-    """`shard_bytes` for samples of the two columns of a packed set, without a Python step a sample.
+    """`shard_bytes` for samples of the columns of a packed set, without a Python step a sample.
 
     Args:
         tokens_ST: stored as `tokens`, `ndarray:<dtype>:T`.
         starts_P: stored as `starts`, `ndarray:uint16`, one sequence after another.
         num_starts_S: how many of them each sequence has; at least one.
+        loss_ST: stored as `loss`, `ndarray:uint8:T`; no such column without it.
     """
+    loss_bytes = 0 if loss_ST is None else loss_ST.shape[1]
     num_bytes = tokens_ST.dtype.itemsize * tokens_ST.shape[1]
     wide_S = (num_starts_S >= 256).astype(np.int64)
     payload_S = 2 + wide_S + 2 * num_starts_S.astype(np.int64)
-    sizes = 4 + payload_S + num_bytes
+    sizes = 4 + loss_bytes + payload_S + num_bytes
     first_start = np.concatenate([[0], np.cumsum(num_starts_S)])
     rows = np.ascontiguousarray(tokens_ST, dtype=tokens_ST.dtype.newbyteorder("<")).view(np.uint8)
     for first, last in roll(sizes, config=config):
@@ -109,6 +130,9 @@ def token_shards(
         file[: len(head)] = head
         at = len(head) + np.cumsum(sizes[part]) - sizes[part]
         _put(file, at, payload_S[part].astype("<u4")[:, None].view(np.uint8))
+        if loss_ST is not None:
+            _put(file, at + 4, np.ascontiguousarray(loss_ST[part]))
+        at = at + loss_bytes
         file[at + 4] = (1 << 2) | wide_S[part]
         counts = num_starts_S[part].astype("<u2")[:, None].view(np.uint8)
         file[at + 5] = counts[:, 0]
