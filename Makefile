@@ -14,7 +14,7 @@ INSTALL = $(BIN)/uv pip sync --quiet requirements.lock && \
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 endif
 
-.PHONY: interop interop-lock demo test check test-all cluster-test connect-test tools wheel gpu-kit lint lock clean
+.PHONY: demo test check test-all cluster-test connect-test interop interop-lock bench-shard tools wheel gpu-kit lint lock clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/ready
@@ -68,6 +68,14 @@ lint: $(VENV)/ready
 lock: $(VENV)/ready
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade --extra dev \
 		--custom-compile-command "make lock" --output-file requirements.lock setup.py
+
+# The table of the shard room in benchmarks/README.md, about half an hour on a machine that has nothing else to do.
+bench-shard: $(VENV)/ready .venv-interop/ready
+	$(BIN)/python benchmarks/shard/tokenizing.py
+	$(BIN)/python benchmarks/shard/tokenizing.py --long 50
+	$(BIN)/python benchmarks/shard/writing.py
+	$(BIN)/python benchmarks/shard/writing.py --increments 100
+	$(BIN)/python benchmarks/shard/reader.py
 
 clean:
 	rm -rf $(VENV) .venv-interop build lakehouse

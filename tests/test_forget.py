@@ -320,6 +320,21 @@ def test_a_forget_that_was_stopped_is_gone_on_with(place: Place, monkeypatch: py
     } == versions
 
 
+def test_a_copy_that_forget_may_not_remove_is_named_and_found_again(place: Place) -> None:
+    copy = place.home.root / "exports" / "memos.csv"
+    copy.parent.mkdir()
+    copy.write_text(text_of(NUMBER))
+    with pytest.raises(ForgetFailed, match=r"left in exports.* \(1\), such as exports/memos\.csv"):
+        place.forget(delete_source=True)
+    assert CANARY not in {row["text"] for row in tables.read(place.home.documents).to_pylist()}
+    copy.unlink()
+
+    done = place.forget()
+
+    assert any(one.before for one in done.holders)
+    assert holders(place.source.parent) == Counter()
+
+
 def test_runs_that_saw_the_row_are_counted_exactly(place: Place) -> None:
     rows = [row for row in read_manifest(place.home, "docs").to_pylist() if row["split"] == "train"]
     spans = tables.read(place.home.shards / "docs" / "documents", version=1).to_pylist()

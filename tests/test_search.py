@@ -30,6 +30,7 @@ from tessera.forgetting.needles import (
     token_stretches,
 )
 from tessera.forgetting.search import joined, search, search_file
+from tessera.shard.format.compression import compress
 
 SECRET = 'A quiet größte marmot\nsaid "never" to 14 grey herons by the old lock at Nieuwpoort, twice.'
 NEEDLES = search_for(own(stretches(0, text=SECRET), other_texts=[]))
@@ -184,6 +185,28 @@ def test_damaged_files_never_stop_a_search(name: str, damage: str, tmp_path: Pat
     (tmp_path / "sound").write_text(SECRET)
 
     assert (tmp_path / "sound") in search([tmp_path], needles=NEEDLES).files
+
+
+@pytest.mark.parametrize("compression", ["br", "bz2", "gz", "snappy", "zstd"])
+def test_a_compressed_export_is_seen_through(compression: str, tmp_path: Path) -> None:
+    ids = list(np.random.default_rng(3).integers(0, 9, 4000, "<u2"))  # few ids: a compressor refers back all the time
+    data = compress(np.array(ids, "<u2").tobytes(), compression=compression)
+    (tmp_path / f"shard.00000.mds.{compression}").write_bytes(data)
+    needles = Needles([(np.array(ids[-40:], "<u2").tobytes(), 3)])
+
+    assert needles.find(data) == set()
+    assert list(search([tmp_path], needles=needles).files.values()) == [{3}]
+
+
+def test_a_damaged_archive_of_any_kind_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "archive.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a", "".join(map(chr, np.random.default_rng(1).integers(97, 110, 5000))))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+
+    assert search([tmp_path], needles=NEEDLES).num_files == 1
 
 
 def test_token_ids_of_both_widths_at_any_alignment(tmp_path: Path) -> None:

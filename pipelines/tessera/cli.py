@@ -260,6 +260,7 @@ def status(
 @app.command()
 def gc(
     target: Target = "local",
+    assignments: Assignments = None,
     delete: Annotated[bool, typer.Option("--delete", help="Remove what is listed; without it nothing is.")] = False,
     older_than: Annotated[float, typer.Option(min=0, help="Hours; what is younger is left alone.")] = 24.0,
     as_json: Json = False,
@@ -273,7 +274,7 @@ def gc(
     def work() -> None:
         from tessera import garbage
 
-        with opened(target, None) as pipeline:
+        with opened(target, assignments) as pipeline:
             found = pipeline.garbage(older_than_hours=older_than)
             freed = garbage.remove(found) if delete else None
             if as_json:

@@ -99,6 +99,8 @@ class Generation(Entry):
     """The documents version."""
     documents: int
     num_bytes: int
+    all_bytes: int = 0
+    """Of all documents of that version, those of older generations included; 0 where that was not recorded."""
 
 
 class PrepareRecord(Record):
@@ -195,6 +197,11 @@ class ShardRecord(Record):
     """Whether files may be absent: readers then make them from the documents; see `shard.read.direct`."""
     kept_shards: int = 0
     """Files taken over from the version before."""
+
+    @property
+    def imported(self) -> bool:
+        """Whether it was made of an MDS folder, and not of documents."""
+        return self.inputs[0].name.startswith("mds:")
 
 
 class TrainRecord(Record):

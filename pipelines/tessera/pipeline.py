@@ -17,7 +17,7 @@ from tessera import report, spark, tracking
 from tessera.errors import TesseraError
 from tessera.garbage import Garbage
 from tessera.home import Home
-from tessera.lineage import PrepareRecord, Record, ServeRecord, sha256_json
+from tessera.lineage import PrepareRecord, Record, ServeRecord, ShardRecord, sha256_json
 from tessera.progress import Reporter
 from tessera.results import Results
 from tessera.settings import Settings
@@ -126,7 +126,7 @@ class Pipeline:
         with self.reporter.stage("import") as tell:
             record, imported = import_folder(
                 self.home, folder=folder, settings=self.settings.shard, holdout=self.settings.prepare.holdout,
-                column=column, progress=tell,
+                column=column, fresh=self.fresh, progress=tell,
             )  # fmt: skip
         reused = imported is None
         record = record.model_copy(update={"reused": reused})
@@ -259,10 +259,16 @@ class Pipeline:
         ]
 
     def _repair(self) -> None:
-        """Makes the ledger whole after a kill, once."""
-        if not self._repaired:
-            self._repaired = True
-            self.results.repair(self.reporter.line)
+        """Makes the ledger whole after a kill, once, and the indexes of the shard sets whose writers were killed."""
+        if self._repaired:
+            return
+        self._repaired = True
+        for record in self.results.repair(self.reporter.line):
+            if isinstance(record, ShardRecord) and not record.direct:
+                from tessera.shard import manifest
+
+                with suppress(OSError, TesseraError):  # a file is gone: the next `tessera shard` sees to it
+                    manifest.write_indexes(self.home, name=record.name, version=record.manifest.version)
 
     def _replay(self) -> None:
         """Sends MLflow what it lacks of runs that ended while it was away, once."""

@@ -155,10 +155,15 @@ def confirm(publication: Publication) -> int:
 
 
 def read_record(path: Path, *, version: int | None = None) -> dict[str, Any] | None:
-    """The record in the publishing commit of a version (the newest by default); None when that commit has none."""
+    """The record in the publishing commit of a version; None when that commit has none.
+
+    By default the newest one: commits that others make on our tables, such as OPTIMIZE, are passed over.
+    """
     if not tables.exists(path):
         return None
-    found = _metadata(path, version=tables.open_table(path).version() if version is None else version)
+    if version is None:
+        return next(records(path), None)
+    found = _metadata(path, version=version)
     return found["record"] if found else None
 
 

@@ -22,11 +22,6 @@ from tessera.tables import Ledger
 RecordT = TypeVar("RecordT", bound=Record)
 
 
-def is_imported(shards: ShardRecord) -> bool:
-    """Whether a set was made of an MDS folder, and not of documents."""
-    return shards.inputs[0].name.startswith("mds:")
-
-
 class Results:
     """What the stages of one home gave; looking costs a read of the ledger."""
 
@@ -34,19 +29,23 @@ class Results:
         self.home = home
         self.ledger = Ledger(home.ledger)
 
-    def repair(self, notice: Callable[[str], None]) -> None:
-        """Adds to the ledger what was published and, after a kill, not yet written there.
+    def repair(self, notice: Callable[[str], None]) -> list[Record]:
+        """Adds to the ledger what was published and, after a kill, not yet written there; the records that it added.
 
         A slice of answers with rows to go is passed over: its run may be at work in another terminal, or have failed
         and said so. The next score finds its rows.
         """
+        added: list[Record] = []
         tables = (self.home.tables / "python_docs", self.home.documents, *self.home.shards.glob("*/manifest"))
         for table in (*tables, self.home.evaluations, self.home.answers):
             record = publish.read_record(table)
             if record is None or record.get("remaining"):
                 continue
-            if self.ledger.repair(KINDS[record["stage"]].model_validate(record)):
+            lost = KINDS[record["stage"]].model_validate(record)
+            if self.ledger.repair(lost):
                 notice(f"ledger: the row of a published {record['stage']} was missing and is added")
+                added.append(lost)
+        return added
 
     def newest(self, kind: type[RecordT], *, set_name: str | None = None) -> RecordT:
         """The newest finished result of a stage, for the stage after it.
@@ -93,7 +92,7 @@ class Results:
         Raises:
             UserError: it was imported, so there is no such table.
         """
-        if is_imported(shards):
+        if shards.imported:
             raise UserError(
                 f"shard set {shards.name} was imported from {shards.inputs[0].path}; without a documents table it "
                 "can be trained on, not evaluated or registered. Write a set from tables: tessera shard"
@@ -102,7 +101,7 @@ class Results:
 
     def sources_of(self, shards: ShardRecord) -> tuple[TableVersion, ...]:
         """The source tables, at their versions, that a shard set comes from; none for one that was imported."""
-        return () if is_imported(shards) else self.prepare_of(shards).inputs
+        return () if shards.imported else self.prepare_of(shards).inputs
 
     def _published(self, kind: type[RecordT], table: TableVersion) -> RecordT:
         record = publish.read_record(self.home.resolve(table.path), version=table.version)

@@ -85,6 +85,7 @@ def import_(
     target: Target = "local",
     assignments: Assignments = None,
     as_json: Json = False,
+    fresh: Fresh = False,
     traceback: Traceback = False,
 ) -> None:
     """Make an MDS folder of others a shard set.
@@ -97,7 +98,7 @@ def import_(
     asked = [f"{key}={yaml.safe_dump(value)}" for key, value in given.items() if value is not None]
 
     def work() -> None:
-        with opened(target, [*(assignments or []), *asked]) as pipeline:
+        with opened(target, [*(assignments or []), *asked], fresh=fresh) as pipeline:
             print_record(pipeline.import_shards(folder, column=column), as_json=as_json)
 
     guarded(work, show=traceback)

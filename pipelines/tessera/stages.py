@@ -200,9 +200,7 @@ class Stages:
                 fingerprint=fingerprint,
                 home=self.home,
                 tracking=self.settings.tracking,
-                lineage=Lineage(
-                    config=self.settings.model_dump(mode="json"), sources=self.results.sources_of(shards)
-                ),
+                lineage=Lineage(config=self.settings.model_dump(mode="json"), sources=self.results.sources_of(shards)),
                 fresh=self.fresh,
                 tell=tell,
             )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from deltalake import DeltaTable, QueryBuilder, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
@@ -76,8 +77,10 @@ def read(
     chosen = list(columns) if columns else None
     try:
         return table.to_pyarrow_table(columns=chosen, filters=filters, filesystem=_files(path))
-    except FileNotFoundError:
-        raise _gone(path, table=table) from None
+    except (OSError, pa.ArrowInvalid):
+        if damage := _damage(path, table=table):
+            raise damage from None
+        raise
 
 
 def dataset(path: Path, *, version: int | None = None) -> Any:
@@ -100,18 +103,34 @@ def query(path: Path, *, version: int, sql: str) -> pa.Table:
     try:
         found = pa.table(QueryBuilder().register("rows", table).execute(sql))
     except (DeltaError, OSError, ValueError):
-        if missing_files(path, version=version):
-            raise _gone(path, table=table) from None
+        if damage := _damage(path, table=table):
+            raise damage from None
         raise
     return found.cast(pa.schema([field.with_type(_plain_type(field.type)) for field in found.schema]))
 
 
-def _gone(path: Path, *, table: DeltaTable) -> SourceError:
+def _damage(path: Path, *, table: DeltaTable) -> SourceError | None:
+    """What is wrong with the data files of a version that could not be read; None when nothing is."""
     newest = DeltaTable(path).version()
-    return SourceError(
-        f"{path} at version {table.version()} is no longer readable: data files of it were removed, by an erasure or a "
-        f"clean-up; newest is {newest}"
-    )
+    missing = missing_files(path, version=table.version())
+    if missing and table.version() < newest:
+        return SourceError(
+            f"{path} at version {table.version()} is no longer readable: data files of it were removed, by an erasure "
+            f"or a clean-up; newest is {newest}"
+        )
+    for name in missing or data_files(path, version=table.version()):
+        try:
+            pq.read_table(path / name, partitioning=None)
+        except FileNotFoundError:
+            what = "is not there"
+        except (OSError, pa.ArrowInvalid):
+            what = "is no whole Parquet file"
+        else:
+            continue
+        return SourceError(
+            f"{path / name} {what}, and version {table.version()} names it; restore the file, or make the version again"
+        )
+    return None
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:

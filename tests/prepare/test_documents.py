@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
 
@@ -95,6 +96,31 @@ def test_every_row_is_kept_or_dropped_for_a_counted_reason(spark: "SparkSession"
     assert 0 < record.splits["heldout"] < record.splits["train"]
 
 
+def test_the_documents_of_a_cell_lie_together(
+    spark: "SparkSession", home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One version, generation and split after another, each by doc_id; no two row groups overlap."""
+    monkeypatch.setattr(documents, "ROW_GROUP_BYTES", 2**16)
+    for count in (1500, 2500):
+        make_table(
+            tmp_path / "t", rows_of([f"{i} {hashlib.sha512(bytes([i % 256])).hexdigest()}" for i in range(count)])
+        )
+        record = prepare(spark, home, source={"path": str(tmp_path / "t")})
+
+    groups = []
+    for name in tables.data_files(home.documents, version=record.table.version):
+        with pq.ParquetFile(home.documents / name) as file:
+            for number in range(file.num_row_groups):
+                rows = file.read_row_group(number, columns=["added", "split", "doc_id"]).to_pylist()
+                groups.append([(row["added"], row["split"], row["doc_id"]) for row in rows])
+    assert len(groups) > 4
+    assert all(group == sorted(group) for group in groups)
+    assert [row for group in sorted(groups) for row in group] == sorted(row for group in groups for row in group)
+    assert {(added, split) for group in groups for added, split, _ in group} == {
+        (added, split) for added in (0, 1) for split in ("heldout", "train")
+    }
+
+
 def test_a_document_id_is_the_hash_of_source_name_and_key(spark: "SparkSession", home: Home, tmp_path: Path) -> None:
     make_table(tmp_path / "t", rows_of(texts(20)))
 
@@ -137,6 +163,7 @@ def test_a_later_version_keeps_the_age_of_what_did_not_change(
     assert first[29]["text"] not in added
     generations = [(one.added, one.documents) for one in record.generations]
     assert generations == [(0, len(first)), (1, 1 + len(more))], "the first generation is remembered as it was"
+    assert [one.all_bytes for one in record.generations] == [record.generations[0].num_bytes, record.num_bytes]
     older = {row["text"] for row in tables.read(home.documents, version=0).to_pylist()}
     assert older == set(texts(30))
 

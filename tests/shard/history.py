@@ -1,12 +1,13 @@
 """A documents table with a history, as prepare keeps it: `added` is the version in which a row's content appeared."""
 
 import hashlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Container, Mapping
+from typing import Any
 
 import pyarrow as pa
-from deltalake import write_deltalake
 
-from tessera import tables
+from tessera import publish, tables
 from tessera.home import Home
 from tessera.lineage import Generation, PrepareRecord, TableVersion
 from tessera.shard import manifest, stage
@@ -29,7 +30,9 @@ class History:
 
     def write(self, texts: Mapping[int, str]) -> PrepareRecord:
         """The version that holds these rows, by key; every tenth key is held out."""
-        version = len(self.records)
+        publication = publish.begin(self.home.documents, name="documents")
+        version = publication.version
+        assert version == len(self.records)
         rows = [row_of(key, text) for key, text in texts.items()]
         known = self._added
         self._added = {(row["doc_id"], row["sha256"]): version for row in rows}
@@ -39,20 +42,28 @@ class History:
         new = [row for row in rows if row["added"] == version]
         if new:
             num_bytes = sum(row["num_bytes"] for row in new)
-            self._generations[version] = Generation(added=version, documents=len(new), num_bytes=num_bytes)
-        write_deltalake(self.home.documents, pa.Table.from_pylist(rows, schema=SCHEMA), mode="overwrite")
-        assert tables.open_table(self.home.documents).version() == version
-        table = TableVersion(name="documents", path="tables/documents", version=version)
+            self._generations[version] = Generation(
+                added=version, documents=len(new), num_bytes=num_bytes, all_bytes=sum(row["num_bytes"] for row in rows)
+            )
         record = PrepareRecord(
             fingerprint=hashlib.sha256(repr(sorted(texts.items())).encode()).hexdigest(), rows=len(rows),
-            documents=len(rows), dropped={}, splits={}, num_bytes=1, table=table,
+            documents=len(rows), dropped={}, splits=dict(Counter(row["split"] for row in rows)),
+            num_bytes=sum(row["num_bytes"] for row in rows),
+            table=TableVersion(name="documents", path="tables/documents", version=version),
             generations=tuple(self._generations[added] for added in sorted(self._generations)),
         )  # fmt: skip
+        data = pa.Table.from_pylist(rows, schema=SCHEMA)
+        publish.commit(publication, data, record=record, stats_columns="doc_id,sha256")
         self.records.append(record)
         return record
 
+    def forgot(self, record: PrepareRecord) -> None:
+        """Another than this wrote a version: `forget`, without rows that will not come again."""
+        assert record.table.version == len(self.records)
+        self.records.append(record)
 
-def row_of(key: int, text: str) -> dict[str, object]:
+
+def row_of(key: int, text: str) -> dict[str, Any]:
     content = text.encode()
     return {
         "doc_id": hashlib.sha256(f"source {key}".encode()).hexdigest(), "text": text, "num_bytes": len(content),
@@ -71,10 +82,11 @@ def write_set(spark, home: Home, prepared: PrepareRecord, *, settings: ShardSett
     )  # fmt: skip
 
 
-def hashes(home: Home, *, name: str, version: int | None = None) -> dict[str, str]:
-    """Name -> SHA-256, as found on disk, of the files that a version names."""
+def hashes(home: Home, *, name: str, version: int | None = None, among: Container[str] | None = None) -> dict[str, str]:
+    """Name -> SHA-256, as found on disk, of the files that a version names, or of those of them that are asked for."""
     folder = manifest.set_folder(home, name=name)
     names = manifest.read_manifest(home, name, version)["file"].to_pylist()
+    names = [file for file in names if among is None or file in among]
     return {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in names}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tessera.errors import ConfigError
+from tessera.errors import ConfigError, ShardSetError
 from tessera.shard.format import mds
 from tessera.shard.read.batches import (
     Batch,
@@ -17,6 +17,7 @@ from tessera.shard.read.batches import (
     make_loader,
     make_order,
     make_state,
+    preference_batch_at,
     resume_step,
     sequential,
 )
@@ -132,3 +133,29 @@ def test_a_batch_that_ranks_cannot_share_is_refused(make_set: Any) -> None:
     shards = make_set().open()
     with pytest.raises(ConfigError, match="8 samples cannot be shared by 3 ranks"):
         Batches(shards, make_order(shards, seed=1, block_shards=3), start=0, stop=1, batch_size=8, world_size=3)
+
+
+def test_a_batch_that_is_an_epoch_holds_every_sample_once(make_set: Any) -> None:
+    shards = make_set(longest=30).open()
+    order = make_order(shards, seed=5, block_shards=2)
+
+    whole = batch_at(shards, order, step=1, batch_size=shards.num_samples)
+
+    assert documents_of([whole]) == documents_of(list(sequential(shards, batch_size=9)))
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_a_split_of_fewer_samples_than_a_global_batch_is_refused_by_name(make_set: Any, split: str) -> None:
+    shards = make_set(name="few", version=3).open(split)
+    order = make_order(shards, seed=1, block_shards=3)
+    size = 2 * (shards.num_samples // 2 + 1)
+    told = (
+        f"few@3 has {shards.num_samples} samples in its {split} split, fewer than one global batch of {size}; "
+        "give a smaller train.batch_size"
+    )
+
+    with pytest.raises(ShardSetError, match=told):
+        Batches(shards, order, start=0, stop=1, batch_size=size, rank=1, world_size=2)
+    for read in (batch_at, preference_batch_at):
+        with pytest.raises(ShardSetError, match=told):
+            read(shards, order, step=0, batch_size=size)  # type: ignore[operator]

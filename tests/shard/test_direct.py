@@ -2,22 +2,26 @@
 
 import pickle
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from deltalake import write_deltalake
+from tests.shard import test_encode
 from tests.shard.history import History, row_of, texts_of, write_set
 
 from tessera import tables
 from tessera.errors import CorruptShard, ShardSetError
 from tessera.home import Home
-from tessera.lineage import PrepareRecord, ShardRecord
+from tessera.lineage import PrepareRecord, ShardRecord, TableVersion
 from tessera.shard import manifest, stage
 from tessera.shard.read import shards as shards_module
-from tessera.shard.read.batches import batch_at, make_order, sequential
+from tessera.shard.read.batches import batch_at, make_order, preference_batch_at, sequential
 from tessera.shard.read.direct import read_run_documents
 from tessera.shard.read.shards import Shards, documents_path, open_split
 from tessera.shard.run_documents import write_run_documents
@@ -197,3 +201,60 @@ def test_a_stored_set_has_no_documents_json_and_may_follow_a_direct_one(
     assert len(stored_files(home)) == record.shards
     assert manifest.read_cells(home, record).equals(manifest.read_cells(direct.home, direct.record))
     assert sum(len(batch["labels"]) for batch in sequential(shards, batch_size=8)) == shards.num_samples
+
+
+def write_kinds(spark: "SparkSession", home: Home, settings: ShardSettings, rows: Sequence[dict[str, Any]]) -> Written:
+    """A set of documents of any kind; every eighth is held out."""
+    split = [{**row, "split": "heldout" if number % 8 == 3 else "train"} for number, row in enumerate(rows)]
+    write_deltalake(home.documents, pa.Table.from_pylist(split, schema=test_encode.SCHEMA))
+    prepared = PrepareRecord(
+        fingerprint="k", rows=len(rows), documents=len(rows), dropped={}, splits={}, num_bytes=1,
+        table=TableVersion(name="documents", path="tables/documents", version=0),
+    )  # fmt: skip
+    return Written(home=home, prepared=prepared, record=write_set(spark, home, prepared, settings=settings))
+
+
+def test_conversations_beside_text_are_made_with_their_labels(spark: "SparkSession", tmp_path: Path) -> None:
+    """The words of a user are read and not learned, whether the file is stored or made."""
+    texts = [test_encode.text_row(key, f"a text without a user {key} " * (1 + key % 9)) for key in range(60)]
+    chats = [
+        test_encode.chat_row(100 + key, *[f"{word} said {key}" for word in ("one", "other") * (1 + key % 6)])
+        for key in range(60)
+    ]
+    stored, direct = (
+        write_kinds(spark, Home(tmp_path / settings.mode), settings, [*texts, *chats]) for settings in (STORED, DIRECT)
+    )
+    theirs, ours = stored.open(), direct.open()
+
+    ignored = 0
+    for one, other in zip(sequential(theirs, batch_size=16), sequential(ours, batch_size=16), strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        ignored += int(((other["labels"] == -100) & (other["document_ids"] >= 0)).sum())
+    assert not stored_files(direct.home)
+    masked = sum(source.tokens - source.loss_tokens for source in direct.record.sources)
+    assert 0 < ignored < masked, "the held-out split has the rest"
+
+
+def test_preferences_are_made_as_pairs(spark: "SparkSession", tmp_path: Path) -> None:
+    rows = [
+        test_encode.preference_row(key, f"which of {key} " * (1 + key % 5), f"the better {key}", f"a worse {key}" * 2)
+        for key in range(90)
+    ]
+    stored, direct = (
+        write_kinds(spark, Home(tmp_path / settings.mode), settings, rows) for settings in (STORED, DIRECT)
+    )
+    theirs, ours = stored.open(), direct.open()
+    orders = [make_order(shards, seed=5, block_shards=1) for shards in (theirs, ours)]
+
+    assert not stored_files(direct.home)
+    steps = theirs.num_samples // 4
+    assert steps > 10
+    for step in range(steps):
+        one, other = (
+            preference_batch_at(shards, order, step=step, batch_size=4)
+            for shards, order in zip((theirs, ours), orders, strict=True)
+        )
+        for side in ("chosen", "rejected"):
+            assert all(torch.equal(one[side][name], other[side][name]) for name in one[side])
+    with pytest.raises(ShardSetError, match="hold preference pairs"):
+        batch_at(ours, orders[1], step=0, batch_size=4)

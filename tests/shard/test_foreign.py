@@ -4,6 +4,7 @@ or tokens become a set whose every token is where the side table says."""
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -14,10 +15,10 @@ import pyarrow.compute as pc
 import pytest
 from tests.shard.foreign_folders import WORDS, settings, text_folder, write_folder
 
-from tessera import tables
+from tessera import erasures, garbage, tables
 from tessera.errors import CorruptShard, ShardSetError, TokenizerError
 from tessera.home import Home
-from tessera.shard import foreign, manifest, tokenizer
+from tessera.shard import foreign, forget, manifest, tokenizer
 from tessera.shard.format import mds
 from tessera.shard.verify import verify
 from tessera.shard.write.imported import import_folder
@@ -93,6 +94,11 @@ def first(index: dict[str, Any]) -> dict[str, Any]:
         (lambda index: index["shards"][0].update(compression="lzma"), "'lzma' is not one of"),
         (lambda index: index["shards"][0]["raw_data"].pop("bytes"), "no name, size and hashes"),
         (lambda index: index["shards"][0]["column_names"].pop(), "columns that do not match"),
+        (lambda index: index["shards"][0].update(column_names=None), "has a column_names of the wrong type"),
+        (lambda index: index["shards"][0].update(column_names=[["a"], "b", "c"]), "a column_names of the wrong type"),
+        (lambda index: index["shards"][1].update(column_sizes=["8"]), "shard 1 has a column_sizes of the wrong type"),
+        (lambda index: index["shards"][0].update(samples="many"), "has a samples of the wrong type"),
+        (lambda index: index["shards"][0].update(compression=3), "has a compression of the wrong type"),
     ],
 )
 def test_an_index_that_may_not_be_trusted_is_refused(
@@ -209,6 +215,76 @@ def test_the_same_folder_gives_the_same_files_wherever_it_lies_and_is_found_agai
         hashes.append(dict(zip(table["file"].to_pylist(), table["sha256"].to_pylist(), strict=True)))
     assert hashes[0] == hashes[1]
     assert len(hashes[0]) > 4
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_was_erased_does_not_come_back(tmp_path: Path, home: Home, fresh: bool) -> None:
+    folder, texts = text_folder(tmp_path / "f")
+    gone = {hashlib.sha256(text.encode()).hexdigest() for text in (texts[4], texts[60])}
+    by_id = hashlib.sha256(b'imported\n{"sample":4}').hexdigest()
+    pairs = [(by_id, None), ("0" * 64, hashlib.sha256(texts[60].encode()).hexdigest())]
+    if not fresh:
+        import_folder(home, folder=folder, settings=settings(), holdout=0.2)
+        assert gone < {sha256 for sha256, _ in documents_of(home)}
+    erased = erasures.record(home, pairs=pairs, why="asked for")
+    if not fresh:
+        forget.publish_without(home, name="imported", erased=erased, documents=None, replaces=lambda _: False)
+        without = manifest.read_manifest(home, "imported")["file"].to_pylist()
+
+    record, imported = import_folder(home, folder=folder, settings=settings(), holdout=0.2)
+
+    assert imported is not None
+    assert imported.dropped == {"blank": 2, "erased": 2}
+    left = {hashlib.sha256(text.encode()).hexdigest() for text in texts} - gone
+    assert {sha256 for sha256, _ in documents_of(home)} == left
+    assert fresh or manifest.read_manifest(home, "imported")["file"].to_pylist() == without
+    assert import_folder(home, folder=folder, settings=settings(), holdout=0.2) == (record, None)
+
+
+def test_a_missing_file_is_written_again_and_a_damaged_one_when_asked(tmp_path: Path, home: Home) -> None:
+    folder, _ = text_folder(tmp_path / "f")
+    record, _ = import_folder(home, folder=folder, settings=settings(), holdout=0.2)
+    missing, damaged = (manifest.set_folder(home, name="imported") / file
+                        for file in manifest.read_manifest(home, "imported")["file"].to_pylist()[:2])  # fmt: skip
+    missing.unlink()
+
+    again, imported = import_folder(home, folder=folder, settings=settings(), holdout=0.2)
+
+    assert imported is not None
+    assert (again.fingerprint, again.manifest.version) == (record.fingerprint, 1)
+    flip(damaged, at=1000)
+    assert verify(home, name="imported").damages
+    import_folder(home, folder=folder, settings=settings(), holdout=0.2, fresh=True)
+    assert not verify(home, name="imported").damages
+
+
+def test_what_a_killed_import_leaves_is_found_by_gc(
+    tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = text_folder(tmp_path / "f")
+    monkeypatch.setattr(shutil, "rmtree", lambda *given, **named: None)  # as a killed process does
+    import_folder(home, folder=folder, settings=settings(), holdout=0.2)
+
+    (left,) = home.spill.glob("*")
+
+    assert [one.path for one in garbage.spill(home, before=time.time() + 60)] == [left]
+
+
+def test_tokens_of_an_erased_text_are_left_out(tmp_path: Path, home: Home) -> None:
+    folder, texts = text_folder(tmp_path / "f")
+    record, _ = import_folder(home, folder=folder, settings=settings(), holdout=0.2)
+    given = home.resolve(record.tokenizer.path)
+    encoded = tokenizer.load(given).encode_batch(texts)
+    samples = [{"tokens": np.array(ids, np.uint16)} for ids in encoded]
+    tokens = write_folder(tmp_path / "t", samples, columns={"tokens": "ndarray:uint16"})
+    erasures.record(home, pairs=[("0" * 64, hashlib.sha256(texts[60].encode()).hexdigest())], why="asked for")
+
+    _, imported = import_folder(
+        home, folder=tokens, settings=settings(name="tokens", tokenizer={"path": str(given)}), holdout=0.2
+    )
+
+    assert imported is not None
+    assert imported.dropped == {"erased": 1}
 
 
 def test_another_folder_of_the_name_makes_a_new_version_and_another_source_is_refused(

@@ -125,6 +125,13 @@ def test_starts_out_of_order_are_named(copy: Home) -> None:
     assert damage.what == "sample 2"
 
 
+def test_a_last_start_outside_its_sequence_is_named(copy: Home) -> None:
+    def change(samples: contents.Sequences) -> None:
+        samples.starts_P[int(samples.num_starts_S[:3].sum()) - 1] = 60_000
+
+    assert "sample 2" in {damage.what for damage in rewrite(copy, change).damages}
+
+
 def test_padding_that_is_no_padding_is_counted(copy: Home) -> None:
     def change(samples: contents.Sequences) -> None:
         padded = np.flatnonzero(samples.padding_S(end_id=manifest.read_record(copy, name="imported").tokenizer.end_id))
@@ -168,6 +175,8 @@ def test_documents_that_only_the_side_table_knows_are_named(copy: Home) -> None:
 
 
 def test_a_set_that_is_not_there_is_refused(copy: Home) -> None:
+    with pytest.raises(ShardSetError, match="shard set imported has versions 0 to 0, wanted 7; give one of them"):
+        verify(copy, name="imported", version=7)
     with pytest.raises(ShardSetError, match="shard set other is not published"):
         verify(copy, name="other")
     with pytest.raises(Exception, match=r"imported@9|versions 0 to 0"):

@@ -5,6 +5,7 @@ buffers that follow on one another. Files are read in pieces of a few MiB, table
 be decoded ends its stream, the raw bytes were looked through before.
 """
 
+import lzma
 import sqlite3
 import struct
 import zipfile
@@ -29,14 +30,18 @@ CODECS = {
 }  # fmt: skip
 """First bytes -> what Arrow calls it."""
 
+HEADLESS = (".br", ".snappy")
+"""Compressed forms that only a file's name tells, as MDS folders have them."""
+
 SNAPPY_FRAMED = b"\xff\x06\x00\x00sNaPpY"
 LZ4_BLOCK = b"LZ4Block"
 LZ4_HEAD = struct.Struct("<8sBIII")
 """Of the blocks that Spark writes: magic, token, compressed size, size, checksum."""
 
-ERRORS = (OSError, ValueError, EOFError, struct.error, sqlite3.Error, zipfile.BadZipFile,
-    zlib.error, pa.ArrowException,
-          NotImplementedError, RuntimeError)  # fmt: skip
+ERRORS = (
+    OSError, ValueError, EOFError, struct.error, sqlite3.Error, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+    pa.ArrowException, NotImplementedError, RuntimeError,
+)  # fmt: skip
 """What damaged data raises; RuntimeError is zipfile's, of an encrypted member."""
 
 
@@ -49,12 +54,12 @@ def streams(path: Path) -> Iterator[Stream]:
     with path.open("rb") as file:
         head = file.read(16)
     yield _pieces(path)
-    decode = _decoder(head)
+    decode = _decoder(head, suffix=path.suffix)
     if decode is not None:
         yield from _whole(decode(path))
 
 
-def _decoder(head: bytes) -> "Callable[[Path], Iterator[Stream]] | None":
+def _decoder(head: bytes, *, suffix: str) -> "Callable[[Path], Iterator[Stream]] | None":
     if head.startswith(b"PAR1"):
         return _parquet
     if head.startswith(b"ARROW1"):
@@ -70,6 +75,8 @@ def _decoder(head: bytes) -> "Callable[[Path], Iterator[Stream]] | None":
     for magic, codec in CODECS.items():
         if head.startswith(magic):
             return lambda path: iter([_compressed(path, codec=codec)])
+    if suffix in HEADLESS:
+        return lambda path: iter([_headless(path)])
     return None
 
 
@@ -154,6 +161,15 @@ def _compressed(path: Path, *, codec: str) -> Stream:
     with pa.input_stream(str(path), compression=codec) as file:
         while piece := file.read(PIECE_BYTES):
             yield piece
+
+
+def _headless(path: Path) -> Stream:
+    """Brotli, or one snappy block, which is in memory whole: an MDS file."""
+    if path.suffix == ".br":
+        yield from _compressed(path, codec="brotli")
+        return
+    data = path.read_bytes()
+    yield pa.Codec("snappy").decompress(data, decompressed_size=_varint(data))
 
 
 def _lz4_blocks(path: Path) -> Stream:

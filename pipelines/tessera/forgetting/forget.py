@@ -1,15 +1,16 @@
 """Forgets rows in every room, and proves it: a decoding search must find their text before, and nowhere after.
 
 The order is that of safety under a kill at any point. Erasures are recorded first, so that nothing brings the rows
-back; then each room publishes a version without them; then files go, those of the documents last: a forget that is run
-again learns from them what to look for. Every step finds out by itself whether it is still to be done.
+back; then each room publishes a version without them; then files go. Those of the documents go last, and only when
+no copy is left in the home: a forget that is run again learns from them what to look for. Every step finds out by
+itself whether it is still to be done.
 
 Costs two searches of the home (10 to 15 s a GB each), Spark for the sources, and packing the affected cells again.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from tessera import spark as sessions
 from tessera.errors import Conflict, ForgetFailed
 from tessera.forgetting import choose, rooms
 from tessera.forgetting import target as targets
+from tessera.forgetting.needles import Found
 from tessera.forgetting.search import Holdings, search
 from tessera.forgetting.target import Target, Wanted
 from tessera.home import Home
@@ -78,7 +80,7 @@ def forget(
         ConfigError: no row is named, or wrongly.
         SourceError: a source still has a row, and may not be changed.
         Conflict: another session, run or writer is at work in the home.
-        ForgetFailed: text is left; all else was done.
+        ForgetFailed: text is left; all else was done, but with a copy in the home the documents' older files stay.
     """
     target = targets.resolve(home, settings=settings, wanted=wanted, spark=spark, tell=tell)
     targets.refuse_present(target, wanted=wanted, dry_run=dry_run)
@@ -107,6 +109,11 @@ def forget(
     removed = rooms.remove_files(home, target=target, before=before, needles=needles)
     tell("searching again")
     after = search(roots, needles=needles)
+    if not after.unreadable and not _copies(home, after):
+        removed += rooms.remove_documents(home)
+        left = search([home.documents], needles=needles)
+        outside = {path: found for path, found in after.files.items() if not path.is_relative_to(home.root)}
+        after = replace(after, files={**outside, **left.files}, unreadable=left.unreadable)
     done = _result(home, target, before, after, saw, models, unsearchable, removed=removed, records=records)
     if after.files or after.unreadable:
         raise ForgetFailed(_what_is_left(home, after, target=target), result=done)
@@ -243,9 +250,22 @@ def _what_is_left(home: Home, after: Holdings, *, target: Target) -> str:
             f"{len(after.unreadable)} files could not be read, so nobody knows what they hold, such as "
             f"{home.relative(after.unreadable[0])}; make them readable, then run forget again"
         )
-    places = _by_place(home, after, target=target)
+    copies = _copies(home, after)
+    left = copies or after.files
+    places = _by_place(home, replace(after, files=left), target=target)
     listed = ", ".join(f"{place} ({count})" for place, count in sorted(places.items()))
+    kept = f", but older files of {home.relative(home.documents)} stay, which say what to look for" if copies else ""
     return (
-        f"text of these rows is left in {listed}, such as {home.relative(min(after.files))}; all else was done. A "
-        "source is cleaned by a vacuum there, or by --delete-source"
+        f"text of these rows is left in {listed}, such as {home.relative(min(left))}; all else was done{kept}. A "
+        "vacuum cleans a source, as does --delete-source; other files, such as exports, are yours to remove. Then run "
+        "the same forget again"
     )
+
+
+def _copies(home: Home, found: Holdings) -> dict[Path, Found]:
+    """What is found in the home beside the documents: nobody knows whose it is."""
+    return {
+        path: numbers
+        for path, numbers in found.files.items()
+        if path.is_relative_to(home.root) and not path.is_relative_to(home.documents)
+    }

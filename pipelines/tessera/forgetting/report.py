@@ -33,7 +33,9 @@ def render(done: Forgotten) -> RenderableType:
         shown.add_column("after", justify="right")
     for one in done.holders:
         shown.add_row(one.place, *map(str, (one.before,) if done.dry_run else (one.before, one.after)))
-    parts: list[RenderableType] = [shown if done.holders else Text("no file holds text of these rows")]
+    blind = done.unseen + len(done.unsearchable) == len(done.doc_ids)
+    nothing = "nothing could be searched for" if blind else "no file holds text of these rows"
+    parts: list[RenderableType] = [shown if done.holders else Text(nothing)]
     for run in done.runs:
         what = (
             f"saw {len(run.rows)} of them, first in step {min(row.first_step for row in run.rows)}"

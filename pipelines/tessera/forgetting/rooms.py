@@ -41,7 +41,7 @@ def publish(home: Home, *, tell: Tell) -> tuple[Record, ...]:
 
 
 def remove_files(home: Home, *, target: Target, before: Holdings, needles: Needles) -> int:
-    """Removes the files of older versions, caches and spill, and what deleted rows left in a source; how many."""
+    """Removes the files of older versions but documents', caches, spill, and what rows left in a source; how many."""
     erased = erasures.read(home)
     removed = [file for name in _folders(home.shards) for file in shards.remove_files(home, name=name, erased=erased)]
     removed += answers.remove_files(home, erased=erased)
@@ -51,8 +51,12 @@ def remove_files(home: Home, *, target: Target, before: Holdings, needles: Needl
         if live is not None and not source.in_catalog and "://" not in source.location:
             removed += local_log.remove_dead(Path(source.location), holding=before.files, live=live)
             local_log.scrub(Path(source.location), holding=before.files, needles=needles)
-    removed += documents.remove_files(home, erased=erased)
     return len(removed)
+
+
+def remove_documents(home: Home) -> int:
+    """Removes documents' files of older versions, out of which a search learns what to look for; how many."""
+    return len(documents.remove_files(home, erased=erasures.read(home)))
 
 
 def _folders(path: Path) -> list[str]:

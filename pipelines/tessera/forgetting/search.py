@@ -1,6 +1,6 @@
 """Walks folders and says which files hold what is looked for, decoded or not. Reports paths and counts, never text.
 
-Time grows with the bytes of the files: 1 GB takes about ten seconds on one core. Memory: a few MiB, a batch of rows.
+Time grows with the bytes of the files: 1 GB takes 10 to 15 seconds on one core. Memory: a few MiB, a batch of rows.
 """
 
 from collections.abc import Iterable, Iterator

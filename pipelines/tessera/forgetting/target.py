@@ -1,5 +1,6 @@
 """Which rows are meant: their ids, and what sources and documents still have of them. Spark computes the ids."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -112,7 +113,8 @@ def _key(value: str, *, source: Source) -> dict[str, str]:
     key = source.settings.key
     if len(key) == 1:
         return {key[0]: value}
-    parts = dict(part.partition("=")[::2] for part in value.split(","))
+    named = "|".join(map(re.escape, key))
+    parts = dict(part.partition("=")[::2] for part in re.split(f",(?=(?:{named})=)", value))  # values may hold commas
     if set(parts) != set(key):
         raise ConfigError(
             f"--id: the key of {source.settings.name} is {', '.join(key)}; give "

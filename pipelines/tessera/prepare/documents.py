@@ -5,18 +5,19 @@ what is left. Nothing is collected a row at a time; the driver sees counts.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import reduce
 from operator import and_
 from pathlib import Path
 from typing import Any
 
 from pyspark import StorageLevel
-from pyspark.errors import AnalysisException
+from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from tessera import erasures, failpoints, lineage, publish, tables
+from tessera import erasures, failpoints, lineage, publish, tables, tasks
 from tessera.erasures import Erased
 from tessera.errors import Conflict, SourceError
 from tessera.home import Home
@@ -33,6 +34,14 @@ COLUMNS = (
     "doc_id", "source", "source_version", "kind", *kinds.COLUMNS, "sha256", "num_bytes", "group", "split", "purposes"
 )  # fmt: skip
 SPLIT_BITS = 52
+
+ORDER = ("added", "split", "doc_id", "sha256")
+"""Of the rows in the table's files: the documents of a shard set's cell lie together."""
+ROW_GROUP_CONF = "parquet.block.size"
+ROW_GROUP_BYTES = 2**23
+"""Of a row group, as it is stored: about the text of a cell of a shard set."""
+PARTITION_BYTES = 2**27
+"""Text that one task sorts and writes."""
 
 
 def write_documents(
@@ -275,14 +284,16 @@ def _generations(documents: DataFrame, *, publication: publish.Publication) -> t
     recorded = publish.read_record(publication.path, version=publication.parent) if publication.parent >= 0 else None
     known = PrepareRecord.model_validate(recorded).generations if recorded else ()
     counted = documents.groupBy("added").agg(F.count("*").alias("documents"), F.sum("num_bytes").alias("num_bytes"))
-    found = [Generation(**row.asDict()) for row in counted.collect()]
+    rows = counted.collect()
+    all_bytes = sum(row.num_bytes for row in rows)
+    found = [Generation(**row.asDict(), all_bytes=all_bytes) for row in rows]
     new = [one for one in found if one.added not in {old.added for old in known}]
     return tuple(sorted((*known, *new), key=lambda one: one.added))
 
 
 def _write(documents: DataFrame, *, publication: publish.Publication, record: PrepareRecord) -> None:
     writer = (
-        documents.select(*COLUMNS[:-1], "added", "purposes")
+        _in_order(documents.select(*COLUMNS[:-1], "added", "purposes"), num_bytes=record.num_bytes)
         .write.format("delta")
         .mode("overwrite")
         .options(**publication.spark_options(record))
@@ -291,8 +302,28 @@ def _write(documents: DataFrame, *, publication: publish.Publication, record: Pr
         writer = writer.options(**publish.UNLOGGED_TEXT, **{"delta.dataSkippingStatsColumns": STATS_COLUMNS})
     else:  # what format 1 wrote has fewer columns
         writer = writer.option("mergeSchema", "true")
-    writer.save(str(publication.path))
+    with _row_groups(documents.sparkSession):
+        writer.save(str(publication.path))
     publish.confirm(publication)
+
+
+@contextmanager
+def _row_groups(spark: SparkSession) -> Iterator[None]:
+    """Row groups of ROW_GROUP_BYTES while this lasts, where the session takes it: Delta passes over such an option."""
+    before = spark.conf.get(ROW_GROUP_CONF, None)
+    with suppress(PySparkException):  # some managed sessions take no setting that they do not list
+        spark.conf.set(ROW_GROUP_CONF, ROW_GROUP_BYTES)
+    try:
+        yield
+    finally:
+        with suppress(PySparkException):
+            spark.conf.unset(ROW_GROUP_CONF) if before is None else spark.conf.set(ROW_GROUP_CONF, before)
+
+
+def _in_order(documents: DataFrame, *, num_bytes: int) -> DataFrame:
+    """The same rows by ORDER: who reads a cell reads the row groups that hold it, and hardly another."""
+    partitions = max(tasks.parallelism(documents.sparkSession), -(-num_bytes // PARTITION_BYTES))
+    return documents.repartitionByRange(partitions, *ORDER).sortWithinPartitions(*ORDER)
 
 
 def _check_written(path: Path, *, record: PrepareRecord) -> None:

@@ -56,7 +56,10 @@ def ids_in(spark: SparkSession, source: Source, *, table: str) -> list[str]:
         typed = given.select(*(column(name).try_cast(kind).alias(name) for name, kind in types.items())).distinct()
         wanted = typed.count()
     except AnalysisException as error:
-        raise SourceError(f"--keys {table}: {str(error).splitlines()[0][:200]}") from None
+        raise SourceError(
+            f"--keys {table} is no Delta table with the columns {', '.join(types)} ({error.getCondition()}); give the "
+            "folder of one"
+        ) from None
     return _ids(typed, source, wanted=wanted, types=types)
 
 

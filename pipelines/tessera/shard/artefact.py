@@ -14,6 +14,7 @@ from typing import Any
 
 from tessera import lineage, publish
 from tessera.errors import TokenizerError
+from tessera.files import write_whole
 from tessera.home import Home
 from tessera.lineage import ShardRecord, TokenizerRef
 from tessera.shard import manifest, tokenizer
@@ -53,6 +54,11 @@ def find_pinned(home: Home, *, settings: ShardSettings) -> Pinned | None:
             "set: --set shard.name=NAME"
         )
     record = _read_record(home.resolve(ref.path))
+    if not {"settings", "trained_by"} <= set(record):
+        raise TokenizerError(
+            f"{ref.path}/{RECORD} cannot be read, so how the tokenizer of shard set {settings.name} was made is not "
+            f"known; restore it, or give the folder itself: --set shard.tokenizer.path={home.resolve(ref.path)}"
+        )
     if record["settings"] != settings.tokenizer.identity():
         trained = f"trained with {record['settings']}" if record["settings"] else f"given, {ref.sha256[:12]}"
         raise _another(settings, has=trained, wanted=f"one trained with {settings.tokenizer.identity()}")
@@ -103,7 +109,10 @@ def copy(home: Home, *, settings: ShardSettings, folder: Path) -> TokenizerRef:
 
 
 def _store(home: Home, *, name: str, record: dict[str, Any], fill: Callable[[Path], None]) -> TokenizerRef:
-    """Fills a folder under a passing name and gives it its own, which holds its hash; an equal one is reused."""
+    """Fills a folder under a passing name and gives it its own, which holds its hash; an equal one is reused.
+
+    Its record becomes this one: a set that was published never comes here, so the old one is a killed writer's.
+    """
     home.tokenizers.mkdir(parents=True, exist_ok=True)
     partial = home.tokenizers / f".{name}-{uuid.uuid4().hex}"
     partial.mkdir()
@@ -117,7 +126,9 @@ def _store(home: Home, *, name: str, record: dict[str, Any], fill: Callable[[Pat
         ref = TokenizerRef(
             path=home.relative(folder), sha256=sha256, vocab_size=loaded.vocab_size, end_id=loaded.end_id
         )
-        if not holds(home, ref):
+        if holds(home, ref):
+            write_whole(folder / RECORD, (text + "\n").encode())
+        else:
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
     finally:

@@ -40,10 +40,14 @@ class Sequences:
         return self.tokens_ST.dtype.name
 
     def padding_S(self, *, end_id: int) -> Int:
-        """Tokens of padding in each sequence: from its last start on, if the end token stands there."""
+        """Tokens of padding in each sequence: from its last start on, if the end token stands there.
+
+        None where that start lies outside, see `first_odd`.
+        """
+        seq_len = self.tokens_ST.shape[1]
         last_S = self.starts_P[np.cumsum(self.num_starts_S) - 1].astype(np.int64)
-        padded_S = self.tokens_ST[np.arange(len(self)), last_S] == end_id
-        return np.where(padded_S, self.tokens_ST.shape[1] - last_S, 0)
+        padded_S = self.tokens_ST[np.arange(len(self)), np.minimum(last_S, seq_len - 1)] == end_id
+        return np.where(padded_S & (last_S < seq_len), seq_len - last_S, 0)
 
     def starts_of(self, sample: int) -> list[int]:
         first = int(self.num_starts_S[:sample].sum())

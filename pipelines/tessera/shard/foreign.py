@@ -65,7 +65,7 @@ def read_index(folder: Path) -> list[ForeignShard]:
         raise ShardSetError(f"{folder} has no {INDEX}{hint}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ShardSetError(f"{path} cannot be read as JSON ({type(error).__name__}); write the folder again") from None
     if not isinstance(content, dict) or content.get("version") != mds.VERSION:
         found = content.get("version") if isinstance(content, dict) else type(content).__name__
@@ -147,6 +147,8 @@ def _shard(entry: Any, *, number: int, index: Path) -> ForeignShard:
             f"{index}: shard {number} is {entry['format']} version {entry['version']}, wanted mds version "
             f"{mds.VERSION}; convert the folder"
         )
+    if odd := _odd_key(entry):
+        raise ShardSetError(f"{index}: shard {number} has a {odd} of the wrong type; write the folder again")
     names, kinds, sizes = (entry[f"column_{what}"] for what in ("names", "encodings", "sizes"))
     if not len(names) == len(kinds) == len(sizes) == len(set(names)):
         raise ShardSetError(f"{index}: shard {number} has columns that do not match; write the folder again")
@@ -163,10 +165,21 @@ def _shard(entry: Any, *, number: int, index: Path) -> ForeignShard:
         raw=raw,
         zipped=_file(entry["zip_data"], number=number, index=index) if entry["zip_data"] else None,
         compression=entry["compression"],
-        samples=int(entry["samples"]),
+        samples=entry["samples"],
         columns=dict(zip(names, kinds, strict=True)),
         sizes=tuple(size or None for size in sizes),
     )
+
+
+def _odd_key(entry: Mapping[str, Any]) -> str | None:
+    """The first key of an entry whose value is of a type that it cannot have."""
+    lists = {"column_names": str, "column_encodings": str, "column_sizes": int | None}
+    for key, kind in lists.items():
+        if not isinstance(entry[key], list) or not all(isinstance(value, kind) for value in entry[key]):
+            return key
+    if not isinstance(entry["samples"], int):
+        return "samples"
+    return None if isinstance(entry["compression"], str | None) else "compression"
 
 
 def _file(entry: Mapping[str, Any], *, number: int, index: Path) -> FileInfo:

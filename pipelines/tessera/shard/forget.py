@@ -105,6 +105,7 @@ def remove_files(home: Home, *, name: str, erased: Erased) -> list[Path]:
     """Removes a set's shard files that hold an erased row, and those that no version can account for.
 
     Files of a version whose side table cannot be read any more are among the latter, unless the newest one names them.
+    Indexes that a writer who died after its commit left as they were are written again: they may name what goes now.
     """
     folder = manifest.set_folder(home, name=name)
     path = manifest.manifest_path(home, name=name)
@@ -112,6 +113,8 @@ def remove_files(home: Home, *, name: str, erased: Erased) -> list[Path]:
     sound = {file for version in _versions(path) for file in _sound_files(home, name, version, erased=erased)}
     if newest and manifest.read_record(home, name=name).direct:
         newest &= sound
+    elif newest:
+        _mend_indexes(home, name=name)
     removed = []
     for split in SPLITS:
         for file in sorted((folder / split).glob("*")):
@@ -123,6 +126,14 @@ def remove_files(home: Home, *, name: str, erased: Erased) -> list[Path]:
                 file.unlink(missing_ok=True)
                 removed.append(file)
     return removed
+
+
+def _mend_indexes(home: Home, *, name: str) -> None:
+    version = tables.open_table(manifest.manifest_path(home, name=name)).version()
+    indexes = [manifest.set_folder(home, name=name) / split / "index.json" for split in SPLITS]
+    texts = [path.read_text(encoding="utf-8") for path in indexes if path.exists()]
+    if any(json.loads(text).get("tessera_manifest_version") != version for text in texts):
+        manifest.write_indexes(home, name=name, version=version)
 
 
 def places(home: Home, *, name: str, version: int, erased: Erased) -> pa.Table:

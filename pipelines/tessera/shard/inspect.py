@@ -190,11 +190,12 @@ def _read(home: Home, view: SetView, file: ShardFile) -> tuple[Sequences | Prefe
         data = path.read_bytes()
     except OSError as error:
         raise CorruptShard(
-            f"shard {path} cannot be read ({error.strerror}); look at all: tessera shard verify"
+            f"shard {path} cannot be read ({error.strerror}); look at all: tessera shard verify {view.record.name}"
         ) from None
     if (found := hashlib.sha256(data).hexdigest()) != file.sha256:
         raise CorruptShard(
-            f"shard {path} has SHA-256 {found}, expected {file.sha256}; look at all: tessera shard verify"
+            f"shard {path} has SHA-256 {found}, expected {file.sha256}; look at all: tessera shard verify "
+            f"{view.record.name}"
         )
     return contents.parse(data, seq_len=view.record.seq_len), contents.columns_of(data)
 

@@ -12,9 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
-
 from tessera import tables
 from tessera.errors import ShardSetError
 from tessera.home import Home
@@ -86,7 +83,8 @@ def texts(home: Home, record: ShardRecord, *, split: str) -> Iterator[str]:
         if row["messages"] is None:
             yield row["text"]
         elif (short := shortened.get((row["doc_id"], row["sha256"]))) and short.cut_tokens:
-            yield _labels_left(row, folder=folder, seq_len=record.seq_len)
+            if left := _labels_left(row, folder=folder, seq_len=record.seq_len):
+                yield left
         else:
             kept = row["messages"][: len(row["messages"]) - (short.dropped_turns if short else 0)]
             yield from (message["content"] for message in kept if message["role"] == "assistant")
@@ -100,13 +98,14 @@ def rows_in_order(
     Args:
         num_bytes: of their text, in all.
     """
-    dataset = tables.dataset(documents, version=version)
+    held = {field.name for field in tables.open_table(documents, version=version).schema().fields}
+    names = dict.fromkeys(["doc_id", *columns])
+    selected = ", ".join(name if name in held else f"NULL AS {name}" for name in names)  # format 1 has text only
     for low, high in ranges(1 << max(0, math.ceil(math.log2(max(1, num_bytes) / RANGE_BYTES)))):
-        wanted = (ds.field("split") == split) & (ds.field("doc_id") >= low)
-        if high is not None:
-            wanted &= ds.field("doc_id") < high
-        rows = dataset.to_table(columns=["doc_id", *columns], filter=wanted)
-        for batch in rows.take(pc.sort_indices(rows["doc_id"])).to_batches(max_chunksize=256):
+        until = f" AND doc_id < '{high}'" if high is not None else ""
+        where = f"split = '{split}' AND doc_id >= '{low}'{until}"
+        sql = f"SELECT {selected} FROM rows WHERE {where} ORDER BY doc_id"
+        for batch in tables.query(documents, version=version, sql=sql).to_batches(max_chunksize=256):
             yield from batch.to_pylist()
 
 

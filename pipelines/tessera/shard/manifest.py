@@ -50,6 +50,9 @@ def read_record(home: Home, *, name: str, version: int | None = None) -> ShardRe
     path = manifest_path(home, name=name)
     found = publish.read_record(path, version=version)
     if found is None:
+        newest = tables.open_table(path).version() if tables.exists(path) else publish.NO_PARENT
+        if version is not None and version > newest > publish.NO_PARENT:
+            raise ShardSetError(f"shard set {name} has versions 0 to {newest}, wanted {version}; give one of them")
         wanted = f"shard set {name}" if version is None else f"shard set {name}@{version}"
         raise ShardSetError(f"{wanted} is not published in {home.relative(path)}; write it: tessera shard")
     return ShardRecord.model_validate(found)

@@ -1,6 +1,7 @@
 """The recipe of a set: from the settings that ask for it, or from the record of a version that is stored."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tessera import lineage
@@ -12,20 +13,22 @@ from tessera.shard.stage import NOT_COMPACTED, SEMANTICS
 
 
 def make(
-    values: Mapping[str, Any], *, ref: TokenizerRef, buckets: Mapping[int, int], compacted: int, home: Home
-) -> Recipe:
+    values: Mapping[str, Any], *, ref: TokenizerRef, buckets: Mapping[int, int], compacted: int, home: Home,
+    max_uncut_bytes: int = tokenizer.MAX_UNCUT_BYTES,
+) -> Recipe:  # fmt: skip
     """What decides the bytes of a set beside its documents.
 
     Args:
         values: `ShardSettings.identity()`, of today's settings or as a record holds it.
         buckets: by generation.
         compacted: see `stage.compaction`.
+        max_uncut_bytes: see `TokenizerSettings`.
     """
     folder = home.resolve(ref.path)
     return Recipe(
         buckets=dict(buckets),
         compacted=compacted,
-        tokenizer=tokenizer.definition(folder),
+        tokenizer=replace(tokenizer.definition(folder), max_uncut_bytes=max_uncut_bytes),
         template=chat.load(folder),
         seq_len=values["seq_len"],
         seed=values["seed"],

@@ -19,6 +19,9 @@ class TokenizerSettings(Section):
     """Entries of a trained tokenizer: the 256 bytes, the end token, and the merges."""
     sample_bytes: int = Field(16 * 2**20, ge=2**10)
     """Text it is trained on, from the train split, chosen by smallest content hash; the driver holds this much."""
+    max_uncut_bytes: int = Field(16 * 2**20, ge=2**10, json_schema_extra=EXECUTION)
+    """Largest document that may be encoded in one piece, where the tokenizer's rules do not say surely where a text can
+    be cut; takes some 130 bytes of memory a byte. Others are encoded in pieces, whatever their size."""
 
 
 class ShardSettings(Section):

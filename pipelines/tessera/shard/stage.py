@@ -68,14 +68,15 @@ def verify(record: ShardRecord, *, home: Home, stored: bool = True) -> bool:
     """Whether the recorded set still opens: its tables at their versions, its files with their sizes, its tokenizer.
 
     Args:
-        stored: whether its files must be there; in direct mode its documents must, where it was written so.
+        stored: whether its files must be there; without, a set that was written in direct mode needs its documents.
     """
     try:
         rows = manifest.read_manifest(home, record.name, record.manifest.version)
+        missing = manifest.missing_shards(manifest.set_folder(home, name=record.name), rows)
         return (
             manifest.read_record(home, name=record.name, version=record.manifest.version).fingerprint
             == record.fingerprint
-            and (not stored or not manifest.missing_shards(manifest.set_folder(home, name=record.name), rows))
+            and (not missing or (record.direct and not stored))
             and (not record.direct or not _missing_documents(record, home=home))
             and not tables.missing_files(home.resolve(record.spans.path), version=record.spans.version)
             and artefact.holds(home, record.tokenizer)

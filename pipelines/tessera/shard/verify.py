@@ -56,6 +56,8 @@ class Verified:
     samples: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    imported: bool = False
+    """Whether it was made of an MDS folder, which mends it."""
     damages: list[Damage] = field(default_factory=list)
 
 
@@ -102,7 +104,7 @@ def verify(
     table = manifest.read_manifest(home, name, record.manifest.version)
     files = [file for split in SPLITS for file in manifest.shard_files(table, split=split)]
     spans = _spans(home, record)
-    made = Verified(name=name, version=record.manifest.version)
+    made = Verified(name=name, version=record.manifest.version, imported=record.imported)
     limits = Limits(
         folder=manifest.set_folder(home, name=name), seq_len=record.seq_len, vocab_size=record.tokenizer.vocab_size,
         end_id=record.tokenizer.end_id, dtype=token_dtype(record.tokenizer.vocab_size),

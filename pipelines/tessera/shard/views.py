@@ -24,7 +24,8 @@ def verified(found: Verified) -> RenderableType:
     if not found.damages:
         return Group(Text(head), Text("all as the manifest says"))
     lines = [Text(f"{one.file}\n  {one.what}: found {one.found}\n  expected {one.expected}") for one in found.damages]
-    remedy = "restore these files, or write the set again: tessera shard --fresh"
+    again = f"import --name {found.name} --fresh FOLDER" if found.imported else "--fresh"
+    remedy = f"restore these files, or write the set again: tessera shard {again}"
     damaged = len({one.file for one in found.damages})
     return Group(Text(head), *lines, Text(f"{damaged} damaged; {remedy}"))
 

@@ -1,8 +1,7 @@
 """Whole-file compression of MDS shards: `zstd`, `gz`, `bz2`, `br`, `snappy`, each but the last with `:level`.
 
 Codecs are pyarrow's and the standard library's, imported when they are used. Source: mosaicml-streaming 0.13, whose
-levels and defaults these are; `zstd`, `br` and `bz2` give its bytes, `gz` all but the time in the header, `snappy` the
-same contents.
+levels and defaults these are; `zstd`, `br` and `bz2` give its bytes, `gz` and `snappy` the same contents.
 """
 
 import bz2

@@ -58,9 +58,10 @@ def batch_at(shards: Shards, order: Order, *, step: int, batch_size: int, rank: 
 
     Raises:
         ConfigError: the batch cannot be shared out.
+        ShardSetError: the split has fewer samples than a global batch.
         CorruptShard: a file of this batch differs from its manifest.
     """
-    _share(batch_size, world_size=world_size)
+    _refuse_unfit(shards, batch_size=batch_size, world_size=world_size)
     where = order.part(step, batch_size=batch_size, rank=rank, world_size=world_size)
     return to_batch(shards.gather(*where), end_id=shards.info.end_id)
 
@@ -77,9 +78,9 @@ def preference_batch_at(
 
     Raises:
         ConfigError, CorruptShard: as `batch_at`.
-        ShardSetError: the set holds packed documents.
+        ShardSetError: the set holds packed documents, or fewer samples than a global batch.
     """
-    _share(batch_size, world_size=world_size)
+    _refuse_unfit(shards, batch_size=batch_size, world_size=world_size)
     where = order.part(step, batch_size=batch_size, rank=rank, world_size=world_size)
     pairs = shards.gather_pairs(*where)
     longest = max(pairs.chosen.tokens_BL.shape[1], pairs.rejected.tokens_BL.shape[1])
@@ -194,7 +195,7 @@ class Batches(IterableDataset[Batch]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        _share(batch_size, world_size=world_size)
+        _refuse_unfit(shards, batch_size=batch_size, world_size=world_size)
         self.shards = shards
         self.order = order
         self.start = start
@@ -225,10 +226,16 @@ def make_loader(batches: Batches, *, num_workers: int = 0) -> "DataLoader[Batch]
     return DataLoader(batches, batch_size=None, num_workers=num_workers, in_order=True)
 
 
-def _share(batch_size: int, *, world_size: int) -> int:
+def _refuse_unfit(shards: Shards, *, batch_size: int, world_size: int) -> None:
+    """A batch may reach into the next epoch; one that is longer than an epoch would hold a sample twice every time."""
     if batch_size % world_size:
         raise ConfigError(f"a batch of {batch_size} samples cannot be shared by {world_size} ranks; give a multiple")
-    return batch_size // world_size
+    if batch_size > shards.num_samples:
+        raise ShardSetError(
+            f"{shards.info.name}@{shards.info.version} has {shards.num_samples} samples in its {shards.split} split, "
+            f"fewer than one global batch of {batch_size}; give a smaller train.batch_size, or prepare more documents "
+            "and write the set again (tessera shard)"
+        )
 
 
 def _to_side(side: Side, *, prompt_B: NDArray[np.int64], longest: int, end_id: int) -> Batch:

@@ -5,7 +5,7 @@ reading no text; the manifest has it of the cells that are stored. So no change 
 back is seen like one that went on. Costs a pass over ids and hashes; the driver holds a row a cell.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -77,7 +77,7 @@ def compare(
     rows = manifest.read_cells(home, parent)
     folder = manifest.set_folder(home, name=parent.name)
     missing = set(manifest.missing_shards(folder, rows)) if stored else set()
-    names = [CellName(*row) for row in zip(*(rows[name].to_pylist() for name in CELL), strict=True)]
+    names = names_of(rows)
     facts = zip(names, *(rows[name].to_pylist() for name in ("content", "buckets", "file")), strict=True)
     stale = {
         name for name, content, number, file in facts
@@ -116,24 +116,38 @@ def bucket_column(recipe: Recipe) -> Column:
     return F.shiftright(leading * numbers[F.col("generation")], ID_BITS).cast("int")
 
 
-def sql_of(cells: Sequence[CellName]) -> str:
-    """A condition that these cells' rows meet, and no others'; neighbouring buckets are one range."""
+def sql_of(cells: Iterable[CellName]) -> str:
+    """A condition that these cells' rows meet, and no others'; for Spark, as long as it has to be.
+
+    DataFusion dies of a list of tens of thousands, as of a chain of alternatives: see `covering`.
+    """
     parts = []
-    for (split, generation), group in groupby(sorted(set(cells)), key=lambda cell: (cell.split, cell.generation)):
-        ranges = [
-            f"bucket = {first}" if first == last else f"bucket BETWEEN {first} AND {last}"
-            for first, last in _ranges([cell.bucket for cell in group])
-        ]
-        parts.append(f"(split = '{split}' AND generation = {generation} AND ({' OR '.join(ranges)}))")
+    for (split, generation), buckets in _by_generation(cells):
+        if buckets[-1] - buckets[0] + 1 == len(buckets):
+            chosen = f"bucket BETWEEN {buckets[0]} AND {buckets[-1]}"
+        else:
+            chosen = f"bucket IN ({', '.join(map(str, buckets))})"
+        parts.append(f"(split = '{split}' AND generation = {generation} AND {chosen})")
     return " OR ".join(parts) or "false"
 
 
-def _ranges(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Ascending numbers as runs (first, last)."""
-    runs: list[tuple[int, int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1] = (runs[-1][0], number)
-        else:
-            runs.append((number, number))
-    return runs
+def covering(cells: Iterable[CellName]) -> str:
+    """A short condition that these cells' rows meet, and those of cells between them."""
+    return (
+        " OR ".join(
+            f"(split = '{split}' AND generation = {generation} AND bucket BETWEEN {buckets[0]} AND {buckets[-1]})"
+            for (split, generation), buckets in _by_generation(cells)
+        )
+        or "false"
+    )
+
+
+def names_of(rows: pa.Table) -> list[CellName]:
+    """The cell of each row."""
+    return [CellName(*row) for row in zip(*(rows[name].to_pylist() for name in CELL), strict=True)]
+
+
+def _by_generation(cells: Iterable[CellName]) -> Iterator[tuple[tuple[str, int], list[int]]]:
+    """(split, generation) -> its buckets, ascending."""
+    for key, group in groupby(sorted(set(cells)), key=lambda cell: (cell.split, cell.generation)):
+        yield key, [cell.bucket for cell in group]

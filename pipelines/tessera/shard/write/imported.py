@@ -2,27 +2,24 @@
 
 Shard files are read one after another; what comes of them is kept on disk by cell until each cell is packed by itself.
 So memory holds one foreign shard, and one cell; disk holds the tokens once more while it runs. Text is tokenized on all
-cores. The set is a function of the folder's samples, in their order, the tokenizer and the settings.
+cores. The set is a function of the folder's samples, in their order, the tokenizer, the settings and what was erased.
 """
 
-import hashlib
 import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, write_deltalake
-from numpy.typing import NDArray
 
-from tessera import lineage, publish, tables
-from tessera.errors import ShardingFailed, ShardSetError
+from tessera import erasures, lineage, publish, tables
+from tessera.erasures import Erased
+from tessera.errors import Conflict, ShardingFailed, ShardSetError
 from tessera.files import write_once
 from tessera.home import Home
 from tessera.lineage import ShardRecord, TableVersion, TokenizerRef
@@ -35,6 +32,7 @@ from tessera.shard.run_manifest import SPLITS
 from tessera.shard.settings import ShardSettings
 from tessera.shard.tokenizer import Tokenizer
 from tessera.shard.write import totals
+from tessera.shard.write.imported_rows import Imported, Row, hash_of, read_rows, smallest
 from tessera.shard.write.shard_set import FILES_SQL
 from tessera.shard.write.spans import STATS_COLUMNS
 from tessera.shard.write.totals import Group
@@ -48,31 +46,6 @@ GENERATION = 0
 """An imported set has one generation."""
 
 
-@dataclass
-class Imported:
-    """What was read of a folder."""
-
-    samples: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-    """By reason: `blank` text, samples of end tokens alone (`empty`)."""
-    counts: dict[str, list[int]] = field(default_factory=lambda: {split: [0, 0] for split in SPLITS})
-    """Split -> documents and their bytes of text."""
-
-    def drop(self, reason: str) -> None:
-        self.dropped[reason] = self.dropped.get(reason, 0) + 1
-
-
-@dataclass(frozen=True)
-class Row:
-    """One document on its way: text to be tokenized, or tokens with their end."""
-
-    doc_id: str
-    sha256: str
-    num_bytes: int
-    text: str | None = None
-    tokens: NDArray[np.uint32] | None = None
-
-
 def import_folder(
     home: Home,
     *,
@@ -80,6 +53,7 @@ def import_folder(
     settings: ShardSettings,
     holdout: float,
     column: str | None = None,
+    fresh: bool = False,
     progress: Tell = silent,
 ) -> tuple[ShardRecord, Imported | None]:
     """Writes and publishes the set `settings.name` from an MDS folder.
@@ -88,6 +62,7 @@ def import_folder(
         settings: `tokenizer.path` is needed for tokens; text without it trains a tokenizer, as prepare's text does.
         holdout: share of the documents, by hash of their content, that goes to the held-out split.
         column: of text (`str`) or tokens (integers, or `bytes` of int64); by default `tokens`, else `text`.
+        fresh: write it again although the set holds this very folder; damaged files are mended so.
 
     Returns:
         the record; and what was read, or None where the set holds this very folder already.
@@ -96,7 +71,7 @@ def import_folder(
         ShardSetError: the folder is not understood, or holds what cannot become documents; the set is another's.
         CorruptShard: a shard of the folder is not what its index says.
         TokenizerError: the tokenizer is unfit, or lacks ids that the folder has.
-        Conflict: another writer published first.
+        Conflict: another writer published first, or rows were erased meanwhile.
     """
     began = time.monotonic()
     shards = foreign.read_index(folder)
@@ -105,13 +80,14 @@ def import_folder(
     publication = publish.begin(path, name=f"shards/{settings.name}")
     source = TableVersion(name=f"mds:{folder.name}", path=folder.as_posix(), version=0)
     parent = _parent(home, settings=settings, source=source, exists=publication.parent != publish.NO_PARENT)
-    ref = _tokenizer(shards, column=name, kind=kind, settings=settings, home=home, progress=progress)
+    erased = erasures.read(home)
+    ref = _tokenizer(shards, column=name, kind=kind, settings=settings, home=home, erased=erased, progress=progress)
     fingerprint = lineage.fingerprint(
         stage="import", semantics=SEMANTICS, config=settings.identity(),
         inputs={"index": lineage.sha256_file(folder / foreign.INDEX), "column": name, "holdout": holdout,
-                "tokenizer": ref.sha256},
+                "tokenizer": ref.sha256, **({"erasures": erased.digest} if erased else {})},
     )  # fmt: skip
-    if parent is not None and parent.fingerprint == fingerprint:
+    if not fresh and parent is not None and parent.fingerprint == fingerprint and _is_whole(home, parent):
         return parent, None
     num_bytes = sum(shard.raw.num_bytes for shard in shards)
     how = recipe.make(
@@ -122,9 +98,12 @@ def import_folder(
     set_folder = manifest.set_folder(home, name=settings.name)
     set_folder.mkdir(parents=True, exist_ok=True)
     home.spill.mkdir(parents=True, exist_ok=True)
-    spill = Path(mkdtemp(prefix="import-", dir=home.spill))
+    spill = Path(mkdtemp(prefix="spark-import-", dir=home.spill))  # of a name that gc and forget know
     try:
-        rows = _rows(shards, column=name, kind=kind, settings=settings, how=how, imported=imported, progress=progress)
+        rows = read_rows(
+            shards, column=name, kind=kind, settings=settings, how=how, imported=imported, erased=erased,
+            progress=progress,
+        )  # fmt: skip
         _spill(rows, folder=spill, how=how, source=source.name, holdout=holdout, imported=imported)
         groups = _groups(imported, folder=folder)
         progress("packing")
@@ -159,6 +138,8 @@ def import_folder(
         created=lineage.now(),
         **totals.of_set(manifest_rows, per_sample=settings.seq_len),
     )
+    if erasures.read(home).digest != erased.digest:
+        raise Conflict("rows were erased while the folder was imported; nothing was published. Import it again")
     publish.commit(publication, manifest_rows, record=record, stats_columns=manifest.STATS_COLUMNS)
     manifest.write_indexes(home, name=settings.name, version=publication.version)
     return record, imported
@@ -198,9 +179,16 @@ def _parent(home: Home, *, settings: ShardSettings, source: TableVersion, exists
     return record
 
 
+def _is_whole(home: Home, record: ShardRecord) -> bool:
+    """Whether its files are there, with their size."""
+    rows = manifest.read_cells(home, record)
+    return not manifest.missing_shards(manifest.set_folder(home, name=record.name), rows)
+
+
 def _tokenizer(
-    shards: list[ForeignShard], *, column: str, kind: str, settings: ShardSettings, home: Home, progress: Tell
-) -> TokenizerRef:
+    shards: list[ForeignShard], *, column: str, kind: str, settings: ShardSettings, home: Home, erased: Erased,
+    progress: Tell,
+) -> TokenizerRef:  # fmt: skip
     """The set's own; else the folder that the settings name; else, for text, one that is trained on it."""
     if pinned := artefact.find_pinned(home, settings=settings):
         return pinned.ref
@@ -212,87 +200,10 @@ def _tokenizer(
             "written with: --tokenizer FOLDER"
         )
     progress("training the tokenizer")
-    texts = _smallest(shards, column=column, sample_bytes=settings.tokenizer.sample_bytes)
+    texts = smallest(
+        shards, column=column, sample_bytes=settings.tokenizer.sample_bytes, name=settings.name, erased=erased
+    )
     return artefact.train(home, settings=settings, texts=texts, fingerprint="")
-
-
-def _smallest(shards: list[ForeignShard], *, column: str, sample_bytes: int) -> list[str]:
-    """The texts of smallest content hash that fit `sample_bytes`, in that order; at least one."""
-    kept: list[tuple[str, str]] = []
-    size = 0
-    for shard in shards:
-        data = foreign.read_shard(shard)
-        for text in foreign.column(data, shard, name=column):
-            kept.append((_sha256(text.encode()), text))
-            size += len(text.encode())
-            if size > 2 * sample_bytes:
-                kept, size = _prune(kept, sample_bytes=sample_bytes)
-    return [text for _, text in _prune(kept, sample_bytes=sample_bytes)[0]]
-
-
-def _prune(kept: list[tuple[str, str]], *, sample_bytes: int) -> tuple[list[tuple[str, str]], int]:
-    kept = sorted(kept)
-    sizes = np.cumsum([len(text.encode()) for _, text in kept])
-    number = max(int(np.searchsorted(sizes, sample_bytes, side="right")), 1)
-    return kept[:number], int(sizes[:number][-1]) if len(sizes) else 0
-
-
-def _rows(
-    shards: list[ForeignShard], *, column: str, kind: str, settings: ShardSettings, how: Recipe, imported: Imported,
-    progress: Tell,
-) -> Iterator[Row]:  # fmt: skip
-    """The documents of all samples, in order; `doc_id` is of the set's name and the sample's number."""
-    loaded = Tokenizer(how.tokenizer)
-    for done, shard in enumerate(shards):
-        progress("reading shards", done, len(shards))
-        data = foreign.read_shard(shard)
-        for value in foreign.column(data, shard, name=column):
-            number = imported.samples
-            imported.samples += 1
-            if kind == "str":
-                if value.strip():
-                    encoded = value.encode()
-                    doc_id = _doc_id(settings.name, {"sample": number})
-                    yield Row(doc_id, _sha256(encoded), len(encoded), text=value)
-                else:
-                    imported.drop("blank")
-                continue
-            ids = _ids(value, number=number, shard=shard, vocab_size=how.tokenizer.vocab_size)
-            documents = _split_at(ids, end_id=how.tokenizer.end_id)
-            if not documents:
-                imported.drop("empty")
-            for piece, tokens in enumerate(documents):
-                num_bytes = len(loaded.decode(tokens[:-1].tolist()).encode())
-                doc_id = _doc_id(settings.name, {"document": piece, "sample": number})
-                yield Row(doc_id, _sha256(tokens.astype("<u4").tobytes()), num_bytes, tokens=tokens)
-
-
-def _ids(value: Any, *, number: int, shard: ForeignShard, vocab_size: int) -> NDArray[np.uint32]:
-    """A sample's tokens, each in the vocabulary."""
-    if isinstance(value, bytes) and len(value) % 8:
-        raise ShardSetError(
-            f"shard {shard.name}: sample {number} has {len(value)} bytes, no whole number of int64; "
-            "import a column of text, or of ndarray"
-        )
-    ids = np.frombuffer(value, "<i8") if isinstance(value, bytes) else np.asarray(value)
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise ShardSetError(
-            f"shard {shard.name}: sample {number} is {ids.dtype} of {ids.ndim} dimensions, wanted a row of integers"
-        )
-    if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= vocab_size):
-        odd = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
-        raise ShardSetError(
-            f"shard {shard.name}: sample {number} has token {odd}, the tokenizer has 0 to {vocab_size - 1}; "
-            "give the tokenizer that the folder was written with: --tokenizer"
-        )
-    return ids.astype(np.uint32)
-
-
-def _split_at(ids: NDArray[np.uint32], *, end_id: int) -> list[NDArray[np.uint32]]:
-    """Documents, each closed by the end token, which is added to a sample that stops without; empty ones are none."""
-    parts = np.split(ids, np.flatnonzero(ids == end_id) + 1)
-    closed = [part if part.size and part[-1] == end_id else np.append(part, np.uint32(end_id)) for part in parts]
-    return [part for part in closed if part.size > 1]
 
 
 def _spill(rows: Iterable[Row], *, folder: Path, how: Recipe, source: str, holdout: float, imported: Imported) -> None:
@@ -361,7 +272,7 @@ def _tokenized(
 
 def _split(sha256: str, *, holdout: float) -> str:
     """As prepare splits: by a hash of the content hash, so that equal content never sits on both sides."""
-    number = int(_sha256(b"split " + sha256.encode())[: SPLIT_BITS // 4], 16)
+    number = int(hash_of(b"split " + sha256.encode())[: SPLIT_BITS // 4], 16)
     return "heldout" if number < int(holdout * 2**SPLIT_BITS) else "train"
 
 
@@ -420,12 +331,3 @@ def _commit_spans(batches: Iterator[pa.RecordBatch], *, home: Home, name: str, p
     version = publish.side_version(path, publish_id=publish_id)
     assert version is not None, path
     return TableVersion(name=f"{name}/documents", path=home.relative(path), version=version)
-
-
-def _doc_id(name: str, key: dict[str, int]) -> str:
-    """As prepare makes it: of the source's name and the canonical JSON of the row key."""
-    return _sha256(f"{name}\n{json.dumps(key, sort_keys=True, separators=(',', ':'))}".encode())
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -16,7 +16,7 @@ from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from tessera import failpoints, lineage, publish, tables, tasks
-from tessera.errors import ShardingFailed
+from tessera.errors import ShardingFailed, ShardSetError
 from tessera.home import Home
 from tessera.lineage import Generation, ShardRecord, TableVersion, TokenizerRef
 from tessera.progress import Tell, silent
@@ -69,14 +69,14 @@ def write_shards(
         progress: told what happens, and how many of Spark's tasks are done.
 
     Raises:
-        ShardSetError: a split has no documents, or preferences are mixed with other kinds.
+        ShardSetError: a split has no documents, preferences are mixed with other kinds, or the set was imported.
         TokenizerError: the tokenizer folder is unfit, or the tokenizer does not fit the text.
         ShardingFailed: what was written is not what was read; nothing was published.
         Conflict: another writer published first.
     """
     began = time.monotonic()
     publication = publish.begin(manifest.manifest_path(home, name=settings.name), name=f"shards/{settings.name}")
-    parent = None if fresh else _parent(publication, name=settings.name, home=home)
+    parent = _parent(publication, name=settings.name, fresh=fresh, home=home)
     table = _read(spark, home.resolve(documents.path), version=documents.version)
     progress("counting documents")
     groups = totals.count(home, documents)
@@ -84,6 +84,7 @@ def write_shards(
     ref = _tokenizer(table, groups=groups, settings=settings, fingerprint=fingerprint, home=home)
     how = recipe.make(
         settings.identity(), ref=ref, compacted=compacted, home=home,
+        max_uncut_bytes=settings.tokenizer.max_uncut_bytes,
         buckets=totals.buckets(
             groups, generations=generations, compacted=compacted, bucket_bytes=settings.bucket_bytes
         ),
@@ -92,7 +93,11 @@ def write_shards(
     recipe_hash = recipe.hash_of(settings.identity(), tokenizer_sha256=ref.sha256)
     wanted = changes.wanted_cells(table, recipe=how)
     difference = changes.compare(
-        wanted, parent=parent, recipe_hash=recipe_hash, buckets=how.buckets, home=home,
+        wanted,
+        parent=parent,
+        recipe_hash=recipe_hash,
+        buckets=how.buckets,
+        home=home,
         stored=settings.mode == "sharded",
     )
     if difference.wanted or difference.gone:
@@ -125,7 +130,7 @@ def write_shards(
         seq_len=settings.seq_len,
         settings=settings.identity(),
         recipe=recipe_hash,
-        compactions=_compactions(compacted, name=settings.name, home=home),
+        compactions=_compactions(compacted, version=documents.version, name=settings.name, home=home),
         sources=totals.by_source(home, side_table),
         direct=settings.mode == "direct",
         written=_documents(rows) - _documents(difference.kept),
@@ -141,11 +146,23 @@ def write_shards(
     return record
 
 
-def _parent(publication: publish.Publication, *, name: str, home: Home) -> ShardRecord | None:
-    """The newest version of the set, whose files may be kept."""
+def _parent(publication: publish.Publication, *, name: str, fresh: bool, home: Home) -> ShardRecord | None:
+    """The newest version of the set, whose files may be kept; None when all is to be written.
+
+    That is so when its tables lack files, which a vacuum may have taken.
+    """
     if publication.parent == publish.NO_PARENT:
         return None
-    return manifest.read_record(home, name=name, version=publication.parent)
+    record = manifest.read_record(home, name=name)
+    if record.imported:
+        raise ShardSetError(
+            f"shard set {name} is of {record.inputs[0].name}, not of documents; write another: --set shard.name=NAME"
+        )
+    lacking = fresh or any(
+        tables.missing_files(home.resolve(table.path), version=table.version)
+        for table in (record.manifest, record.spans)
+    )
+    return None if lacking else record
 
 
 def _read(spark: SparkSession, path: Path, *, version: int) -> DataFrame:
@@ -190,10 +207,12 @@ def _text(table: DataFrame) -> Column:
     return F.coalesce("text", said, F.concat_ws("\n", "prompt", "chosen", "rejected"))
 
 
-def _compactions(compacted: int, *, name: str, home: Home) -> tuple[int, ...]:
-    """All that there were, this one included."""
+def _compactions(compacted: int, *, version: int, name: str, home: Home) -> tuple[int, ...]:
+    """All that there were, this one included; a smaller one that is asked for undoes those up to these documents."""
     before = stage.compactions(home, name=name)
-    return before if compacted == stage.NOT_COMPACTED else tuple(sorted({*before, compacted}))
+    if compacted == stage.NOT_COMPACTED:
+        return before
+    return tuple(sorted({compacted, *(done for done in before if not compacted < done <= version)}))
 
 
 def _partitions(spark: SparkSession, *, groups: Sequence[Group]) -> int | None:
@@ -227,8 +246,10 @@ def _rows(
     difference: Changes, *, side_table: TableVersion, groups: Sequence[Group], recipe: Recipe, home: Home
 ) -> pa.Table:
     """The manifest to come: files that were kept, and what the side table says of the new ones, all counted again."""
-    sql = FILES_SQL.format(condition=changes.sql_of(list(difference.wanted)))
-    written = tables.query(home.resolve(side_table.path), version=side_table.version, sql=sql)
+    sql = FILES_SQL.format(condition=changes.covering(difference.wanted))
+    found = tables.query(home.resolve(side_table.path), version=side_table.version, sql=sql)
+    stored = set(changes.names_of(difference.kept))
+    written = found.filter(pa.array([name not in stored for name in changes.names_of(found)], pa.bool_()))
     _check_contents(written, wanted=difference.wanted)
     kept = difference.kept.append_column("tokenized", difference.kept["tokens"])
     files = pa.concat_tables([kept, written.select(kept.column_names).cast(kept.schema)])
@@ -238,10 +259,7 @@ def _rows(
 
 def _check_contents(written: pa.Table, *, wanted: Mapping[changes.CellName, str]) -> None:
     """Each cell that was written holds what the documents table wants in it, and no other cell was written."""
-    found = {
-        changes.CellName(row["split"], row["generation"], row["bucket"]): row["content"]
-        for row in written.select([*changes.CELL, "content"]).to_pylist()
-    }
+    found = dict(zip(changes.names_of(written), written["content"].to_pylist(), strict=True))
     if found != dict(wanted):
         odd = next(name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name))
         raise ShardingFailed(

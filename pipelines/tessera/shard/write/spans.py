@@ -31,9 +31,7 @@ def commit(
         ShardingFailed: Spark wrote, and there is no such version.
     """
     path = manifest.spans_path(home, name=name)
-    base = (
-        go_back(path, parent=parent, publish_id=publish_id) if parent is not None and changes.kept.num_rows else None
-    )
+    base = go_back(path, parent=parent, publish_id=publish_id) if parent is not None and changes.kept.num_rows else None
     writer = spans.write.format("delta").option("userMetadata", json.dumps({"publish_id": publish_id}))
     if base is None:
         writer = writer.mode("overwrite").option("overwriteSchema", "true")
@@ -47,7 +45,9 @@ def commit(
         writer.save(str(path))
     except PySparkException as error:
         raise tasks.error_of_worker(error) or error from None
-    version = _version_of(path, publish_id=publish_id)
+    version = publish.side_version(path, publish_id=publish_id)
+    if version is None:
+        raise ShardingFailed(f"{path} has no version of this run, although Spark wrote it; run again")
     if base is not None and version != base + 1:
         raise Conflict(
             f"shards/{name}: another writer changed {home.relative(path)} at the same time; nothing of this run was "
@@ -63,11 +63,3 @@ def go_back(path: Path, *, parent: ShardRecord, publish_id: str) -> int:
         ours = CommitProperties(custom_metadata={"userMetadata": json.dumps({"publish_id": publish_id, "restores": 1})})
         table.restore(parent.spans.version, commit_properties=ours)
     return int(DeltaTable(path).version())
-
-
-def _version_of(path: Path, *, publish_id: str) -> int:
-    """The newest version of the side table that this publication wrote."""
-    for entry in tables.open_table(path).history():
-        if publish_id in str(entry.get("userMetadata")):
-            return int(entry["version"])
-    raise ShardingFailed(f"{path} has no version of this run, although Spark wrote it; run again")

@@ -75,6 +75,9 @@ def buckets(
 ) -> dict[int, int]:
     """Generation -> its number of buckets, from its bytes as they were when it first appeared.
 
+    A compacted one has the bytes of all documents when the newest of its parts appeared: what was changed often counts
+    once.
+
     Args:
         generations: as prepare recorded them; those that are missing here are taken as they are now.
     """
@@ -86,6 +89,8 @@ def buckets(
     for added, number in num_bytes.items():
         generation = max(added, compacted)
         merged[generation] = merged.get(generation, 0) + number
+    if last := max((one for one in generations if one.added <= compacted), key=lambda one: one.added, default=None):
+        merged[compacted] = last.all_bytes or merged[compacted]
     return {generation: num_buckets(total, bucket_bytes=bucket_bytes) for generation, total in merged.items()}
 
 
