@@ -183,6 +183,7 @@ class Sets:
             self.kept_files_are_the_same(before)
         named = {file for one in self.published for file in self.sound(one)}
         assert self.files_on_disk() == named, "nothing but what can be read is left, nothing that can be is lost"
+        assert not keys & self.keys_on_disk()
         assert self.indexed() == self.published[-1].files.keys(), "also when it died before its index"
         assert rooms.publish(self.home, tell=silent) == (), "nothing is left to do"
 
@@ -190,6 +191,7 @@ class Sets:
         erasures.record(self.home, pairs=target.pairs, why="asked for")
         rooms.publish(self.home, tell=silent)
         rooms.remove_files(self.home, target=target, before=Holdings(), needles=NOTHING)
+        rooms.remove_documents(self.home)
 
     def note_forgotten(self, documents: bool, sets: bool) -> None:
         """Those that held the rows have one version more, and only those."""

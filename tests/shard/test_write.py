@@ -24,7 +24,7 @@ from tessera.shard.format import mds
 from tessera.shard.read.batches import open_split
 from tessera.shard.settings import ShardSettings
 from tessera.shard.tokenizer import Definition
-from tessera.shard.write import shard_set, totals
+from tessera.shard.write import tokenizers, totals
 from tessera.shard.write.shard_set import write_shards
 from tessera.shard.write.totals import Group, num_buckets
 
@@ -345,7 +345,7 @@ def test_the_tokenizers_sample_is_the_smallest_hashes(spark: "SparkSession", hom
     total = sum(int(str(row["num_bytes"])) for row in train)
 
     for sample_bytes in (total // 5, 1, 2 * total):
-        texts = shard_set.sample_texts(table, train_bytes=total, sample_bytes=sample_bytes)
+        texts = tokenizers.sample_texts(table, train_bytes=total, sample_bytes=sample_bytes)
         assert texts == [row["text"] for row in train[: len(texts)]]
         taken = sum(len(text.encode()) for text in texts)
         assert taken <= sample_bytes or len(texts) == 1

@@ -7,12 +7,14 @@ made only when every document, byte and token of the table is accounted for in f
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from tessera import failpoints, lineage, publish, tables, tasks
@@ -20,10 +22,10 @@ from tessera.errors import ShardingFailed, ShardSetError
 from tessera.home import Home
 from tessera.lineage import Generation, ShardRecord, TableVersion, TokenizerRef
 from tessera.progress import Tell, silent
-from tessera.shard import artefact, encode, manifest, recipe, stage
+from tessera.shard import encode, manifest, recipe, stage
 from tessera.shard.cell import SPANS, Recipe
 from tessera.shard.settings import ShardSettings
-from tessera.shard.write import cells, changes, spans, totals
+from tessera.shard.write import cells, changes, spans, tokenizers, totals
 from tessera.shard.write.changes import Changes
 from tessera.shard.write.totals import Group
 
@@ -81,69 +83,77 @@ def write_shards(
     progress("counting documents")
     groups = totals.count(home, documents)
     progress("making the tokenizer")
-    ref = _tokenizer(table, groups=groups, settings=settings, fingerprint=fingerprint, home=home)
-    how = recipe.make(
-        settings.identity(), ref=ref, compacted=compacted, home=home,
-        max_uncut_bytes=settings.tokenizer.max_uncut_bytes,
-        buckets=totals.buckets(
-            groups, generations=generations, compacted=compacted, bucket_bytes=settings.bucket_bytes
-        ),
+    ref = tokenizers.of_set(table, groups=groups, settings=settings, fingerprint=fingerprint, home=home)
+    work = _Work(
+        settings=settings, home=home, publication=publication, parent=parent, groups=groups, tokenizer=ref,
+        recipe=_recipe(ref, groups=groups, generations=generations, compacted=compacted, settings=settings, home=home),
     )  # fmt: skip
     progress("comparing with the set")
-    recipe_hash = recipe.hash_of(settings.identity(), tokenizer_sha256=ref.sha256)
-    wanted = changes.wanted_cells(table, recipe=how)
     difference = changes.compare(
-        wanted,
-        parent=parent,
-        recipe_hash=recipe_hash,
-        buckets=how.buckets,
-        home=home,
-        stored=settings.mode == "sharded",
-    )
-    if difference.wanted or difference.gone:
-        with tasks.watched(spark, "tokenizing and packing", tell=progress):
-            placed = _write_files(
-                table, difference=difference, recipe=how, settings=settings, home=home,
-                partitions=partitions or _partitions(spark, groups=groups), cores=tasks.parallelism(spark),
-            )  # fmt: skip
-            side_table = spans.commit(
-                placed, changes=difference, parent=parent, name=settings.name, home=home,
-                publish_id=publication.publish_id,
-            )  # fmt: skip
-    else:
-        assert parent is not None
-        side_table = parent.spans
+        changes.wanted_cells(table, recipe=work.recipe), parent=parent, recipe_hash=work.recipe_hash,
+        buckets=work.recipe.buckets, home=home, stored=work.stored,
+    )  # fmt: skip
+    side_table = _write(spark, table, difference=difference, work=work, partitions=partitions, progress=progress)
     progress("checking and publishing")
-    rows = _rows(difference, side_table=side_table, groups=groups, recipe=how, home=home)
-    if settings.mode == "sharded":
-        _refuse_missing(rows, folder=manifest.set_folder(home, name=settings.name))
+    rows = _rows(difference, side_table=side_table, work=work)
     failpoints.hit("shard.before_manifest")
     record = ShardRecord(
         fingerprint=fingerprint,
         inputs=(documents,),
-        name=settings.name,
-        manifest=TableVersion(
-            name=f"{settings.name}/manifest", path=home.relative(publication.path), version=publication.version
-        ),
         spans=side_table,
-        tokenizer=ref,
-        seq_len=settings.seq_len,
-        settings=settings.identity(),
-        recipe=recipe_hash,
         compactions=_compactions(compacted, version=documents.version, name=settings.name, home=home),
         sources=totals.by_source(home, side_table),
-        direct=settings.mode == "direct",
         written=_documents(rows) - _documents(difference.kept),
         kept_shards=difference.kept.num_rows,
         seconds=round(time.monotonic() - began, 3),
         code=lineage.code_version(),
         created=lineage.now(),
+        **work.facts(),
         **totals.of_set(rows, per_sample=totals.slots(groups, seq_len=settings.seq_len)),
     )
     publish.commit(publication, rows, record=record, stats_columns=manifest.STATS_COLUMNS)
-    if settings.mode == "sharded":
+    if work.stored:
         manifest.write_indexes(home, name=settings.name, version=publication.version)
     return record
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One writing of a set: how, from what counts, and what it goes on from."""
+
+    settings: ShardSettings
+    home: Home
+    publication: publish.Publication
+    parent: ShardRecord | None
+    groups: Sequence[Group]
+    tokenizer: TokenizerRef
+    recipe: Recipe
+
+    @property
+    def stored(self) -> bool:
+        """Whether there will be files."""
+        return self.settings.mode == "sharded"
+
+    @property
+    def folder(self) -> Path:
+        return manifest.set_folder(self.home, name=self.settings.name)
+
+    @property
+    def recipe_hash(self) -> str:
+        return recipe.hash_of(self.settings.identity(), tokenizer_sha256=self.tokenizer.sha256)
+
+    def facts(self) -> dict[str, Any]:
+        """What a ShardRecord says beside inputs and counts."""
+        name, path = self.settings.name, self.home.relative(self.publication.path)
+        return {
+            "name": name,
+            "manifest": TableVersion(name=f"{name}/manifest", path=path, version=self.publication.version),
+            "tokenizer": self.tokenizer,
+            "seq_len": self.settings.seq_len,
+            "settings": self.settings.identity(),
+            "recipe": self.recipe_hash,
+            "direct": not self.stored,
+        }
 
 
 def _parent(publication: publish.Publication, *, name: str, fresh: bool, home: Home) -> ShardRecord | None:
@@ -169,44 +179,6 @@ def _read(spark: SparkSession, path: Path, *, version: int) -> DataFrame:
     return spark.read.format("delta").option("versionAsOf", version).load(str(path))
 
 
-def _tokenizer(
-    table: DataFrame, *, groups: Sequence[Group], settings: ShardSettings, fingerprint: str, home: Home
-) -> TokenizerRef:
-    """The tokenizer that the set has; for a new set the folder that the settings name, or a new one."""
-    if pinned := artefact.find_pinned(home, settings=settings):
-        return pinned.ref
-    if settings.tokenizer.path is not None:
-        return artefact.copy(home, settings=settings, folder=Path(settings.tokenizer.path))
-    train_bytes = sum(group.num_bytes for group in groups if group.split == "train")
-    texts = sample_texts(table, train_bytes=train_bytes, sample_bytes=settings.tokenizer.sample_bytes)
-    return artefact.train(home, settings=settings, texts=texts, fingerprint=fingerprint)
-
-
-def sample_texts(table: DataFrame, *, train_bytes: int, sample_bytes: int) -> list[str]:
-    """The train documents of smallest content hash, in that order, as many as `sample_bytes` hold; at least one.
-
-    Documents whose hash lies above twice the share wanted are never sorted; only the sample comes to the driver.
-    """
-    train = table.where(F.col("split") == "train").select("sha256", "doc_id", "num_bytes", _text(table).alias("text"))
-    share = 2 * sample_bytes / max(train_bytes, 1)
-    if share < 1:
-        train = train.where(F.substring("sha256", 1, 16) < f"{int(share * 2**64):016x}")
-    by_hash = Window.orderBy("sha256", "doc_id")
-    sized = train.withColumn("until", F.sum("num_bytes").over(by_hash.rowsBetween(Window.unboundedPreceding, 0)))
-    kept = sized.where((F.col("until") <= sample_bytes) | (F.col("until") == F.col("num_bytes")))
-    sample = kept.select("sha256", "doc_id", "text").toArrow()
-    order = pc.sort_indices(sample, sort_keys=[("sha256", "ascending"), ("doc_id", "ascending")])
-    return list(sample["text"].take(order).to_pylist())
-
-
-def _text(table: DataFrame) -> Column:
-    """All text of a document, whatever its kind."""
-    if "messages" not in table.columns:
-        return F.col("text")
-    said = F.array_join(F.transform("messages", lambda one: one["content"]), "\n")
-    return F.coalesce("text", said, F.concat_ws("\n", "prompt", "chosen", "rejected"))
-
-
 def _compactions(compacted: int, *, version: int, name: str, home: Home) -> tuple[int, ...]:
     """All that there were, this one included; a smaller one that is asked for undoes those up to these documents."""
     before = stage.compactions(home, name=name)
@@ -215,46 +187,67 @@ def _compactions(compacted: int, *, version: int, name: str, home: Home) -> tupl
     return tuple(sorted({compacted, *(done for done in before if not compacted < done <= version)}))
 
 
-def _partitions(spark: SparkSession, *, groups: Sequence[Group]) -> int | None:
-    """Enough for all cores, when the table is too small to have them itself."""
+def _recipe(
+    ref: TokenizerRef, *, groups: Sequence[Group], generations: Sequence[Generation], compacted: int,
+    settings: ShardSettings, home: Home,
+) -> Recipe:  # fmt: skip
+    buckets = totals.buckets(groups, generations=generations, compacted=compacted, bucket_bytes=settings.bucket_bytes)
+    return recipe.make(
+        settings.identity(), ref=ref, buckets=buckets, compacted=compacted, home=home,
+        max_uncut_bytes=settings.tokenizer.max_uncut_bytes,
+    )  # fmt: skip
+
+
+def _write(
+    spark: SparkSession, table: DataFrame, *, difference: Changes, work: _Work, partitions: int | None, progress: Tell
+) -> TableVersion:
+    """Writes the shard files of the cells that changed, and commits the side table that says where documents lie."""
+    if not difference.wanted and not difference.gone:
+        assert work.parent is not None
+        return work.parent.spans
     cores = tasks.parallelism(spark)
-    return cores if sum(group.num_bytes for group in groups) < SMALL_BYTES * cores else None
+    if partitions is None and sum(group.num_bytes for group in work.groups) < SMALL_BYTES * cores:
+        partitions = cores
+    with tasks.watched(spark, "tokenizing and packing", tell=progress):
+        return spans.commit(
+            _placed(table, difference=difference, work=work, partitions=partitions, cores=cores),
+            changes=difference, parent=work.parent, name=work.settings.name, home=work.home,
+            publish_id=work.publication.publish_id,
+        )  # fmt: skip
 
 
-def _write_files(
-    table: DataFrame, *, difference: Changes, recipe: Recipe, settings: ShardSettings, home: Home,
-    partitions: int | None, cores: int,
-) -> DataFrame:  # fmt: skip
-    """Plans writing the shard files of the cells that changed; collecting the rows, `cell.SPANS`, does it."""
+def _placed(table: DataFrame, *, difference: Changes, work: _Work, partitions: int | None, cores: int) -> DataFrame:
+    """`cell.SPANS` of the cells that changed; computing them writes their files."""
     wanted = list(difference.wanted)
     if difference.kept.num_rows:
-        table = changes.only(table, cells=wanted, recipe=recipe)
+        table = changes.only(table, cells=wanted, recipe=work.recipe)
     columns = [name for name in encode.DOCUMENT_COLUMNS if name in table.columns]
     spread = table if partitions is None else table.repartition(partitions)
-    folder = str(manifest.set_folder(home, name=settings.name)) if settings.mode == "sharded" else None
+    folder = str(work.folder) if work.stored else None
     return (
         spread.select(*columns)
-        .mapInArrow(partial(cells.tokenize, recipe=recipe), encode.TOKENIZED)
+        .mapInArrow(partial(cells.tokenize, recipe=work.recipe), encode.TOKENIZED)
         .repartition(max(min(len(wanted), TASKS_PER_CORE * cores), 1), *changes.CELL)
         .sortWithinPartitions(*changes.CELL, "doc_id", "sha256")
-        .mapInArrow(partial(cells.write_cells, recipe=recipe, folder=folder), SPANS)
+        .mapInArrow(partial(cells.write_cells, recipe=work.recipe, folder=folder), SPANS)
         .select(*(F.col(name).cast(kind) for name, kind in map(str.split, SPANS.split(", "))))
     )  # the casts are for Spark Connect: a string from Python is `string collate UTF8_BINARY` there, unread by delta-rs
 
 
-def _rows(
-    difference: Changes, *, side_table: TableVersion, groups: Sequence[Group], recipe: Recipe, home: Home
-) -> pa.Table:
+def _rows(difference: Changes, *, side_table: TableVersion, work: _Work) -> pa.Table:
     """The manifest to come: files that were kept, and what the side table says of the new ones, all counted again."""
     sql = FILES_SQL.format(condition=changes.covering(difference.wanted))
-    found = tables.query(home.resolve(side_table.path), version=side_table.version, sql=sql)
+    found = tables.query(work.home.resolve(side_table.path), version=side_table.version, sql=sql)
     stored = set(changes.names_of(difference.kept))
     written = found.filter(pa.array([name not in stored for name in changes.names_of(found)], pa.bool_()))
     _check_contents(written, wanted=difference.wanted)
     kept = difference.kept.append_column("tokenized", difference.kept["tokens"])
     files = pa.concat_tables([kept, written.select(kept.column_names).cast(kept.schema)])
-    totals.check(files, groups=groups, recipe=recipe)
-    return manifest.sorted_rows(files, schema=manifest.CELL_SCHEMA)
+    totals.check(files, groups=work.groups, recipe=work.recipe)
+    rows = manifest.sorted_rows(files, schema=manifest.CELL_SCHEMA)
+    if work.stored:
+        _refuse_missing(rows, folder=work.folder)
+    return rows
 
 
 def _check_contents(written: pa.Table, *, wanted: Mapping[changes.CellName, str]) -> None:
