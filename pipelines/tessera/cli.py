@@ -28,6 +28,7 @@ from tessera.command import (
     print_completion,
     print_plan,
     print_record,
+    run_stage,
 )
 from tessera.home import Home
 from tessera.shard_commands import app as shard_app
@@ -82,14 +83,10 @@ def _stage_command(stage: str) -> None:
         fresh: Fresh = False,
         traceback: Traceback = False,
     ) -> None:
-        def work() -> None:
-            with opened(target, assignments, fresh=fresh) as pipeline:
-                if dry_run:
-                    print_plan(pipeline, as_json=as_json)
-                    return
-                print_record(pipeline.do(stage), as_json=as_json)
-
-        guarded(work, show=traceback)
+        run_stage(
+            stage, target=target, assignments=assignments, dry_run=dry_run, as_json=as_json, fresh=fresh,
+            traceback=traceback,
+        )  # fmt: skip
 
     app.command(stage, help=HELP[stage])(command)
 

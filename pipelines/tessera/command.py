@@ -114,6 +114,28 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def run_stage(
+    stage: str,
+    *,
+    target: str,
+    assignments: list[str] | None,
+    dry_run: bool,
+    as_json: bool,
+    fresh: bool,
+    traceback: bool,
+) -> None:
+    """What the sub-command of a stage does: its plan, or its record."""
+
+    def work() -> None:
+        with opened(target, assignments, fresh=fresh) as pipeline:
+            if dry_run:
+                print_plan(pipeline, as_json=as_json)
+                return
+            print_record(pipeline.do(stage), as_json=as_json)
+
+    guarded(work, show=traceback)
+
+
 def print_plan(pipeline: "Pipeline", *, as_json: bool, stages: Sequence[str] | None = None) -> None:
     """The resolved configuration and what would run: the line, or these stages."""
     if not as_json:

@@ -147,10 +147,6 @@ class GenerationTotals(Entry):
     sequences: int
     shards: int
 
-    @property
-    def tokens_per_byte(self) -> float:
-        return self.tokens / self.num_bytes if self.num_bytes else 0.0
-
 
 class SourceTotals(Entry):
     """What one source gave to a shard set, and what truncation took of it."""

@@ -1,7 +1,7 @@
 """What a person reads of records: a line a stage, and the table at the end of a run. Numbers only, never row text."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -24,8 +24,6 @@ from tessera.lineage import (
 if TYPE_CHECKING:
     from tessera.status import Status
 
-
-RowT = TypeVar("RowT")
 
 MANY_GENERATIONS = 32
 """Of a set: as many small files, each with a sequence that is not full, as are worth a word."""
@@ -66,49 +64,6 @@ def outcome(record: Record) -> str:
 def _advice(record: ShardRecord) -> str:
     many = len(record.generations) > MANY_GENERATIONS
     return f"\n{'':18} {len(record.generations)} generations: tessera shard compact makes them one" if many else ""
-
-
-def shard_set(record: ShardRecord) -> RenderableType:
-    """What a set holds, by split, generation and source, fit for 80 columns."""
-    parts: list[RenderableType] = []
-    splits = _grid("split", "documents", "tokens", "sequences", "fill", "shards")
-    for name, split in record.splits.items():
-        fill = split.tokens / (split.tokens + split.padding)
-        splits.add_row(
-            name, *_numbers(split.documents, split.tokens, split.sequences), f"{fill:.2%}", f"{split.shards:,}"
-        )
-    generations = _grid("generation", "documents", "tokens", "bytes", "tokens/byte", "shards")
-    for one in _ends(record.generations):
-        if one is None:
-            generations.add_row("...")
-            continue
-        numbers = _numbers(one.documents, one.tokens, one.num_bytes)
-        generations.add_row(f"{one.generation}", *numbers, f"{one.tokens_per_byte:.4f}", f"{one.shards:,}")
-    sources = _grid("source", "documents", "tokens", "in the loss", "truncated", "cuts")
-    for source in record.sources:
-        numbers = _numbers(source.documents, source.tokens, source.loss_tokens, source.truncated, source.cuts)
-        sources.add_row(source.source, *numbers)
-    for grid in (splits, generations, sources):
-        if grid.row_count:
-            parts += [grid, Text()]
-    return Group(*parts[:-1])
-
-
-def _grid(first: str, *others: str) -> Table:
-    grid = Table(box=None, pad_edge=False)
-    grid.add_column(first, overflow="fold")
-    for name in others:
-        grid.add_column(name, justify="right", no_wrap=True)
-    return grid
-
-
-def _numbers(*numbers: int) -> list[str]:
-    return [f"{number:,}" for number in numbers]
-
-
-def _ends(rows: Sequence[RowT], *, shown: int = 5) -> list[RowT | None]:
-    """All of a few rows; else the first and the last, and None for those between."""
-    return list(rows) if len(rows) <= 2 * shown else [*rows[:shown], None, *rows[-shown:]]
 
 
 def table(records: Sequence[Record], *, mlflow_command: str) -> RenderableType:

@@ -20,8 +20,8 @@ from tessera.command import (
     Traceback,
     guarded,
     opened,
-    print_plan,
     print_record,
+    run_stage,
 )
 from tessera.home import Home
 from tessera.progress import Reporter
@@ -50,14 +50,10 @@ def shard(
             raise typer.BadParameter(f"options go behind {context.invoked_subcommand}, not before it")
         return
 
-    def work() -> None:
-        with opened(target, assignments, fresh=fresh) as pipeline:
-            if dry_run:
-                print_plan(pipeline, as_json=as_json)
-                return
-            print_record(pipeline.do("shard"), as_json=as_json)
-
-    guarded(work, show=traceback)
+    run_stage(
+        "shard", target=target, assignments=assignments, dry_run=dry_run, as_json=as_json, fresh=fresh,
+        traceback=traceback,
+    )  # fmt: skip
 
 
 @app.command()

@@ -35,7 +35,7 @@ def texts(home: Home, *, erased: Erased) -> dict[str, dict[str, list[str]]]:
     found: dict[str, dict[str, list[str]]] = {}
     for file in _holding(home.documents, erased=erased):
         for row in _rows(file, erased=erased):
-            parts = [part for name, value in row.items() if name not in NOT_TEXT for part in _strings(value)]
+            parts = [part for name, value in row.items() if name not in NOT_TEXT for part in strings(value)]
             found.setdefault(row["doc_id"], {})[row["sha256"]] = parts
     return found
 
@@ -177,13 +177,13 @@ def _rows(file: Path, *, erased: Erased) -> Iterator[dict[str, Any]]:
                     yield batch.slice(row, 1).to_pylist()[0]
 
 
-def _strings(value: Any) -> Iterator[str]:
+def strings(value: Any) -> Iterator[str]:
     """All texts within a value, nested ones too."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for inner in value.values():
-            yield from _strings(inner)
+            yield from strings(inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from _strings(inner)
+            yield from strings(inner)

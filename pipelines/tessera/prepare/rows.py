@@ -2,7 +2,7 @@
 here as `documents` does, from keys of the source's own types, so that they are equal by construction.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -15,6 +15,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 
 from tessera.errors import SourceError
 from tessera.prepare.documents import column, doc_id, has_key, row_key
+from tessera.prepare.forget import strings
 from tessera.prepare.sources import Source
 
 NO_VECTORS = "spark.databricks.delta.delete.deletionVectors.persistent"
@@ -70,7 +71,7 @@ def find(spark: SparkSession, source: Source, *, doc_ids: Sequence[str]) -> list
     found = table.where(_is_one_of(source, doc_ids)).select(_id(source).alias("doc_id"), *contents)
     return [
         Row(doc_id=row["doc_id"], texts=tuple(text for name, value in row.items() if name != "doc_id"
-                                              for text in _strings(value)))
+                                              for text in strings(value)))
         for row in found.toArrow().to_pylist()
     ]  # fmt: skip
 
@@ -136,14 +137,3 @@ def _ids(typed: DataFrame, source: Source, *, wanted: int, types: Mapping[str, A
             f"{source.settings.name}: {broken} of {wanted} row keys cannot be read as {shown}; give values of that type"
         )
     return sorted({row["doc_id"] for row in typed.select(_id(source).alias("doc_id")).collect()})
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _strings(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _strings(inner)

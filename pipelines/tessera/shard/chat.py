@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.errors import TokenizerError
-from tessera.shard.tokenizer import END_TOKEN, SPECIAL_NAMES, Tokenizer
+from tessera.shard.tokenizer import END_TOKEN, SPECIAL_NAMES, Tokenizer, content_of, read_optional
 
 PLAIN = (
     "{% for message in messages %}{% if not loop.first %}{{ '\\n\\n' }}{% endif %}"
@@ -108,13 +108,11 @@ def load(folder: Path) -> Template:
     Raises:
         TokenizerError: a file that should hold it cannot be read.
     """
-    config = _read(folder / "tokenizer_config.json")
-    named = {**_read(folder / "special_tokens_map.json"), **config}
+    config = read_optional(folder / "tokenizer_config.json")
+    named = {**read_optional(folder / "special_tokens_map.json"), **config}
     tokens = {"eos_token": END_TOKEN}
     for name in SPECIAL_NAMES:
-        found = named.get(name)
-        content = found.get("content") if isinstance(found, dict) else found
-        if isinstance(content, str):
+        if (content := content_of(named.get(name))) is not None:
             tokens[name] = content
     source = _source(folder, config=config)
     pairs = tuple(sorted(tokens.items()))
@@ -410,21 +408,9 @@ def _source(folder: Path, *, config: Mapping[str, Any]) -> str | None:
             raise TokenizerError(
                 f"{file} cannot be read as text ({type(error).__name__}); save the tokenizer again"
             ) from None
-    for found in (config.get("chat_template"), _read(folder / "chat_template.json").get("chat_template")):
+    for found in (config.get("chat_template"), read_optional(folder / "chat_template.json").get("chat_template")):
         if isinstance(found, list):
             found = {one.get("name"): one.get("template") for one in found}.get("default")
         if isinstance(found, str):
             return found
     return None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TokenizerError(
-            f"{path} cannot be read as JSON ({type(error).__name__}); save the tokenizer again"
-        ) from None
-    return value if isinstance(value, dict) else {}

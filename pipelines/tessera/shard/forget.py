@@ -26,7 +26,7 @@ from tessera.shard.cell import ANSWERS, Cell, CellFile, Recipe, cell_files
 from tessera.shard.format import mds
 from tessera.shard.run_manifest import SPLITS
 from tessera.shard.settings import ShardSettings
-from tessera.shard.write import changes, shard_set, spans, totals
+from tessera.shard.write import changes, spans, totals
 from tessera.shard.write.changes import CellName
 
 CELLS_SQL = "SELECT DISTINCT split, generation, bucket FROM rows WHERE {condition}"
@@ -81,7 +81,7 @@ def publish_without(
     side_table = _replace_spans(home, before, cells=cells, files=written, publish_id=publication.publish_id)
     again = tables.query(
         home.resolve(side_table.path), version=side_table.version,
-        sql=shard_set.FILES_SQL.format(condition=changes.sql_of(cells)),
+        sql=totals.FILES_SQL.format(condition=changes.sql_of(cells)),
     )  # fmt: skip
     after = manifest.sorted_rows(
         pa.concat_tables([kept, again.select(kept.column_names).cast(kept.schema)]), schema=manifest.CELL_SCHEMA

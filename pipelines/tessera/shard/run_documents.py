@@ -4,10 +4,10 @@ The driver resolves the documents table at the set's pinned version into the nam
 readers need no Delta library and never see a newer version.
 """
 
-import os
 from pathlib import Path
 
 from tessera import tables
+from tessera.files import write_whole
 from tessera.home import Home
 from tessera.lineage import ShardRecord
 from tessera.shard import recipe
@@ -25,12 +25,7 @@ def write_run_documents(home: Home, record: ShardRecord, *, manifest: Path) -> N
     if not record.direct:
         path.unlink(missing_ok=True)
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(describe(home, record).to_json())
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_whole(path, describe(home, record).to_json().encode())
 
 
 def describe(home: Home, record: ShardRecord) -> RunDocuments:

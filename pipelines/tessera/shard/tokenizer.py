@@ -229,8 +229,8 @@ def definition(folder: Path) -> Definition:
     """
     files(folder)
     parsed = _read_json(folder / "tokenizer.json")
-    named = {**_read_optional(folder / "special_tokens_map.json"), **_read_optional(folder / "tokenizer_config.json")}
-    special = {content for name in SPECIAL_NAMES if (content := _content(named.get(name)))}
+    named = {**read_optional(folder / "special_tokens_map.json"), **read_optional(folder / "tokenizer_config.json")}
+    special = {content for name in SPECIAL_NAMES if (content := content_of(named.get(name)))}
     for token in parsed.get("added_tokens") or ():
         token["special"] = bool(token.get("special")) or token.get("content") in special
     if isinstance(model := parsed.get("model"), dict) and model.get("dropout"):
@@ -241,7 +241,7 @@ def definition(folder: Path) -> Definition:
     except Exception as error:  # the library raises plain Exception
         reason = str(error).splitlines()[0][:200]
         raise TokenizerError(f"{folder}/tokenizer.json cannot be read ({reason}); save the tokenizer again") from None
-    end_token = _content(named.get("eos_token")) or END_TOKEN
+    end_token = content_of(named.get("eos_token")) or END_TOKEN
     end_id = fast.token_to_id(end_token)
     if end_id is None:
         raise TokenizerError(
@@ -253,7 +253,7 @@ def definition(folder: Path) -> Definition:
     )
 
 
-def _content(token: Any) -> str | None:
+def content_of(token: Any) -> str | None:
     """A token as configuration files give it: a string, or a mapping with `content`."""
     found = token.get("content") if isinstance(token, dict) else token
     return found if isinstance(found, str) else None
@@ -271,7 +271,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_optional(path: Path) -> dict[str, Any]:
+def read_optional(path: Path) -> dict[str, Any]:
+    """A JSON file of a tokenizer folder; empty where there is none.
+
+    Raises:
+        TokenizerError: it cannot be read, or is not a mapping.
+    """
     return _read_json(path) if path.is_file() else {}
 
 

@@ -63,6 +63,12 @@ def _set(shown: SetView) -> RenderableType:
             ratio = one.num_bytes / one.tokens if one.tokens else 0.0
             generations.add_row(*(f"{number:,}" for number in counts), f"{ratio:.3f}")
         parts += [Text(), generations]
+    if record.sources:
+        sources = _table("source", ">documents", ">tokens", ">labels", ">truncated", ">cuts")
+        for source in record.sources:
+            counts = (source.documents, source.tokens, source.loss_tokens, source.truncated, source.cuts)
+            sources.add_row(Text(source.source, overflow="fold"), *(f"{number:,}" for number in counts))
+        parts += [Text(), sources]
     if shown.files:
         parts += [Text(), Text(f"look into one: tessera shard inspect {record.name} --shard {shown.files[0].file}")]
     return Group(*parts)

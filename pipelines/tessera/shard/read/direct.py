@@ -8,7 +8,6 @@ process that needs it, at its block's beginning. Needs pyarrow and tokenizers, w
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,14 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from tessera.errors import CorruptShard, ShardSetError
-from tessera.lineage import Entry, TableVersion, TokenizerRef, sha256_json
+from tessera.lineage import Entry, TableVersion, TokenizerRef
 from tessera.shard import chat, encode, tokenizer
 from tessera.shard.cell import Cell, Recipe, cell_files
 from tessera.shard.pack import Packing
-from tessera.shard.read.manifest import ShardFile, ShardFiles
+from tessera.shard.read.manifest import ShardFile, ShardFiles, seal, unseal
 
 FORMAT = 1
 """Of documents.json."""
@@ -70,8 +68,7 @@ class RunDocuments(Entry):
 
     def to_json(self) -> str:
         """With a hash of its own: no digit of it can change unnoticed."""
-        values = self.model_dump(mode="json")
-        return json.dumps({"documents": values, "documents_sha256": sha256_json(values)}, indent=1) + "\n"
+        return seal(self, name="documents")
 
     @property
     def name(self) -> str:
@@ -84,14 +81,7 @@ def read_run_documents(path: Path) -> RunDocuments:
     Raises:
         ShardSetError: the file cannot be read, differs from its hash, or is of another format.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        recorded, found = content["documents_sha256"], sha256_json(content["documents"])
-        if found != recorded:
-            raise ShardSetError(f"{path} has SHA-256 {found} within, and says {recorded}; {AGAIN}")
-        documents = RunDocuments.model_validate(content["documents"])
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        raise ShardSetError(f"{path} cannot be read ({type(error).__name__}); {AGAIN}") from None
+    documents = unseal(path, kind=RunDocuments, name="documents", remedy=AGAIN)
     if documents.format != FORMAT:
         raise ShardSetError(f"{path} has format {documents.format}, wanted {FORMAT}; {AGAIN}")
     return documents

@@ -11,7 +11,7 @@ import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ SPLITS = ("train", "heldout")
 
 # Shapes: R = rows of the manifest, N = rows of one split, U = bytes of a text column.
 Numbers = NDArray[np.int64]
+EntryT = TypeVar("EntryT", bound=Entry)
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,29 @@ class Index(Entry):
 
     def to_json(self) -> str:
         """With a hash of its own: no digit of it can change unnoticed."""
-        values = self.model_dump(mode="json")
-        return json.dumps({"index": values, "index_sha256": sha256_json(values)}, indent=1, sort_keys=True) + "\n"
+        return seal(self, name="index")
+
+
+def seal(entry: Entry, *, name: str) -> str:
+    """An entry as JSON under `name`, with its hash beside it."""
+    values = entry.model_dump(mode="json")
+    return json.dumps({name: values, f"{name}_sha256": sha256_json(values)}, indent=1, sort_keys=True) + "\n"
+
+
+def unseal(path: Path, *, kind: type[EntryT], name: str, remedy: str) -> EntryT:
+    """The inverse of `seal`.
+
+    Raises:
+        ShardSetError: the file cannot be read, or differs from its hash.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        recorded, found = content[f"{name}_sha256"], sha256_json(content[name])
+        if found != recorded:
+            raise ShardSetError(f"{path} has SHA-256 {found} within, and says {recorded}; {remedy}")
+        return kind.model_validate(content[name])
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise ShardSetError(f"{path} cannot be read ({type(error).__name__}); {remedy}") from None
 
 
 @dataclass(frozen=True)
@@ -209,14 +231,7 @@ def _read_index(path: Path) -> Index:
     """The index beside `path`."""
     beside = index_path(path)
     again = "run the command again: the launcher writes both"
-    try:
-        content = json.loads(beside.read_text(encoding="utf-8"))
-        recorded, found = content["index_sha256"], sha256_json(content["index"])
-        if found != recorded:
-            raise ShardSetError(f"{beside} has SHA-256 {found} within, and says {recorded}; {again}")
-        index = Index.model_validate(content["index"])
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        raise ShardSetError(f"{beside} cannot be read ({type(error).__name__}); {again}") from None
+    index = unseal(beside, kind=Index, name="index", remedy=again)
     check_format(index.format, known=INDEX_FORMAT, what=str(beside), remedy=again)
     return index
 

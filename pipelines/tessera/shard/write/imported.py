@@ -33,7 +33,6 @@ from tessera.shard.settings import ShardSettings
 from tessera.shard.tokenizer import Tokenizer
 from tessera.shard.write import totals
 from tessera.shard.write.imported_rows import Imported, Row, hash_of, read_rows, smallest
-from tessera.shard.write.shard_set import FILES_SQL
 from tessera.shard.write.spans import STATS_COLUMNS
 from tessera.shard.write.totals import Group
 
@@ -115,7 +114,7 @@ def import_folder(
         shutil.rmtree(spill, ignore_errors=True)
     progress("checking and publishing")
     files = tables.query(
-        home.resolve(side_table.path), version=side_table.version, sql=FILES_SQL.format(condition="true")
+        home.resolve(side_table.path), version=side_table.version, sql=totals.FILES_SQL.format(condition="true")
     )
     totals.check(files, groups=groups, recipe=how)
     manifest_rows = manifest.sorted_rows(files, schema=manifest.CELL_SCHEMA)

@@ -33,15 +33,6 @@ TASKS_PER_CORE = 2
 SMALL_BYTES = 2**26
 """Text for each core below which a table is spread over all of them before it is tokenized."""
 
-FILES_SQL = """
-SELECT split, generation, bucket, ordinal, file, buckets, file_bytes AS num_bytes, file_sha256 AS sha256,
-    file_samples AS samples, file_padding AS padding, sum(num_tokens) AS tokens, sum(document_bytes) AS text_bytes,
-    content, sum(CASE WHEN piece = 0 THEN 1 ELSE 0 END) AS documents, sum(document_tokens) AS tokenized
-FROM rows WHERE {condition}
-GROUP BY split, generation, bucket, ordinal, file, buckets, file_bytes, file_sha256, file_samples, file_padding, content
-"""
-"""A row a shard file; `tokenized` is what the tokenizer gave for the documents that begin there."""
-
 
 @tasks.told
 def write_shards(
@@ -236,7 +227,7 @@ def _placed(table: DataFrame, *, difference: Changes, work: _Work, partitions: i
 
 def _rows(difference: Changes, *, side_table: TableVersion, work: _Work) -> pa.Table:
     """The manifest to come: files that were kept, and what the side table says of the new ones, all counted again."""
-    sql = FILES_SQL.format(condition=changes.covering(difference.wanted))
+    sql = totals.FILES_SQL.format(condition=changes.covering(difference.wanted))
     found = tables.query(work.home.resolve(side_table.path), version=side_table.version, sql=sql)
     stored = set(changes.names_of(difference.kept))
     written = found.filter(pa.array([name not in stored for name in changes.names_of(found)], pa.bool_()))

@@ -21,6 +21,15 @@ SELECT added AS generation, split, count(*) AS documents, sum(num_bytes) AS num_
 FROM rows GROUP BY added, split ORDER BY added, split
 """
 
+FILES_SQL = """
+SELECT split, generation, bucket, ordinal, file, buckets, file_bytes AS num_bytes, file_sha256 AS sha256,
+    file_samples AS samples, file_padding AS padding, sum(num_tokens) AS tokens, sum(document_bytes) AS text_bytes,
+    content, sum(CASE WHEN piece = 0 THEN 1 ELSE 0 END) AS documents, sum(document_tokens) AS tokenized
+FROM rows WHERE {condition}
+GROUP BY split, generation, bucket, ordinal, file, buckets, file_bytes, file_sha256, file_samples, file_padding, content
+"""
+"""A row a shard file; `tokenized` is what the tokenizer gave for the documents that begin there."""
+
 SOURCES_SQL = """
 SELECT source, sum(CASE WHEN piece = 0 THEN 1 ELSE 0 END) AS documents, sum(num_tokens) AS tokens,
     sum(loss_tokens) AS loss_tokens, sum(document_bytes) AS num_bytes,
