@@ -6,9 +6,11 @@ from typing import Any
 
 from tessera import lineage
 from tessera.home import Home
-from tessera.lineage import ShardRecord, TokenizerRef
+from tessera.lineage import ShardRecord, TableVersion, TokenizerRef
+from tessera.publish import Publication
 from tessera.shard import chat, manifest, tokenizer
 from tessera.shard.cell import Recipe
+from tessera.shard.settings import ShardSettings
 from tessera.shard.stage import NOT_COMPACTED, SEMANTICS
 
 
@@ -45,6 +47,23 @@ def recorded(record: ShardRecord, *, home: Home) -> Recipe:
     version = record.inputs[0].version
     compacted = max((done for done in record.compactions if done <= version), default=NOT_COMPACTED)
     return make(record.settings, ref=record.tokenizer, buckets=buckets, compacted=compacted, home=home)
+
+
+def facts(settings: ShardSettings, *, ref: TokenizerRef, publication: Publication, home: Home) -> dict[str, Any]:
+    """What the record of a version to come says beside its inputs and counts."""
+    name = settings.name
+    return {
+        "name": name,
+        "manifest": TableVersion(
+            name=f"{name}/manifest", path=home.relative(publication.path), version=publication.version
+        ),
+        "tokenizer": ref,
+        "seq_len": settings.seq_len,
+        "settings": settings.identity(),
+        "recipe": hash_of(settings.identity(), tokenizer_sha256=ref.sha256),
+        "code": lineage.code_version(),
+        "created": lineage.now(),
+    }
 
 
 def hash_of(values: Mapping[str, Any], *, tokenizer_sha256: str) -> str:

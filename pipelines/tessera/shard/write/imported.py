@@ -9,6 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -19,7 +20,7 @@ from deltalake import CommitProperties, write_deltalake
 
 from tessera import erasures, lineage, publish, tables
 from tessera.erasures import Erased
-from tessera.errors import Conflict, ShardingFailed, ShardSetError
+from tessera.errors import Conflict, ShardSetError
 from tessera.files import write_once
 from tessera.home import Home
 from tessera.lineage import ShardRecord, TableVersion, TokenizerRef
@@ -94,47 +95,27 @@ def import_folder(
         buckets={GENERATION: totals.num_buckets(num_bytes, bucket_bytes=settings.bucket_bytes)},
     )  # fmt: skip
     imported = Imported()
-    set_folder = manifest.set_folder(home, name=settings.name)
-    set_folder.mkdir(parents=True, exist_ok=True)
-    home.spill.mkdir(parents=True, exist_ok=True)
-    spill = Path(mkdtemp(prefix="spark-import-", dir=home.spill))  # of a name that gc and forget know
-    try:
-        rows = read_rows(
-            shards, column=name, kind=kind, settings=settings, how=how, imported=imported, erased=erased,
-            progress=progress,
-        )  # fmt: skip
+    rows = read_rows(
+        shards, column=name, kind=kind, settings=settings, how=how, imported=imported, erased=erased, progress=progress
+    )
+    with _scratch(home) as spill:
         _spill(rows, folder=spill, how=how, source=source.name, holdout=holdout, imported=imported)
         groups = _groups(imported, folder=folder)
         progress("packing")
         side_table = _commit_spans(
-            _write_files(spill, how=how, folder=set_folder), home=home, name=settings.name,
-            publish_id=publication.publish_id,
+            _write_files(spill, how=how, folder=manifest.set_folder(home, name=settings.name)), home=home,
+            name=settings.name, publish_id=publication.publish_id,
         )  # fmt: skip
-    finally:
-        shutil.rmtree(spill, ignore_errors=True)
     progress("checking and publishing")
-    files = tables.query(
-        home.resolve(side_table.path), version=side_table.version, sql=totals.FILES_SQL.format(condition="true")
-    )
-    totals.check(files, groups=groups, recipe=how)
-    manifest_rows = manifest.sorted_rows(files, schema=manifest.CELL_SCHEMA)
-    if missing := manifest.missing_shards(set_folder, manifest_rows):
-        raise ShardingFailed(f"{len(missing)} shard files are not there, such as {missing[0]}; import again")
+    manifest_rows = _rows(home, name=settings.name, side_table=side_table, groups=groups, how=how)
     record = ShardRecord(
         fingerprint=fingerprint,
         inputs=(source,),
-        name=settings.name,
-        manifest=TableVersion(name=f"{settings.name}/manifest", path=home.relative(path), version=publication.version),
         spans=side_table,
-        tokenizer=ref,
-        seq_len=settings.seq_len,
-        settings=settings.identity(),
-        recipe=recipe.hash_of(settings.identity(), tokenizer_sha256=ref.sha256),
         sources=totals.by_source(home, side_table),
         written=int(pc.sum(manifest_rows["documents"]).as_py()),
         seconds=round(time.monotonic() - began, 3),
-        code=lineage.code_version(),
-        created=lineage.now(),
+        **recipe.facts(settings, ref=ref, publication=publication, home=home),
         **totals.of_set(manifest_rows, per_sample=settings.seq_len),
     )
     if erasures.read(home).digest != erased.digest:
@@ -142,6 +123,27 @@ def import_folder(
     publish.commit(publication, manifest_rows, record=record, stats_columns=manifest.STATS_COLUMNS)
     manifest.write_indexes(home, name=settings.name, version=publication.version)
     return record, imported
+
+
+@contextmanager
+def _scratch(home: Home) -> Iterator[Path]:
+    """A folder that goes when the work ends; of a name that gc and forget know, should it not."""
+    home.spill.mkdir(parents=True, exist_ok=True)
+    spill = Path(mkdtemp(prefix="spark-import-", dir=home.spill))
+    try:
+        yield spill
+    finally:
+        shutil.rmtree(spill, ignore_errors=True)
+
+
+def _rows(home: Home, *, name: str, side_table: TableVersion, groups: list[Group], how: Recipe) -> pa.Table:
+    """The manifest to come: what the side table says of the files, all counted again."""
+    sql = totals.FILES_SQL.format(condition="true")
+    files = tables.query(home.resolve(side_table.path), version=side_table.version, sql=sql)
+    totals.check(files, groups=groups, recipe=how)
+    rows = manifest.sorted_rows(files, schema=manifest.CELL_SCHEMA)
+    totals.refuse_missing(rows, folder=manifest.set_folder(home, name=name))
+    return rows
 
 
 def _column(shards: list[ForeignShard], *, folder: Path, column: str | None) -> tuple[str, str]:

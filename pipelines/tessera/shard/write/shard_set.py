@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from tessera import failpoints, lineage, publish, tables, tasks
+from tessera import failpoints, publish, tables, tasks
 from tessera.errors import ShardingFailed, ShardSetError
 from tessera.home import Home
 from tessera.lineage import Generation, ShardRecord, TableVersion, TokenizerRef
@@ -96,10 +95,9 @@ def write_shards(
         sources=totals.by_source(home, side_table),
         written=_documents(rows) - _documents(difference.kept),
         kept_shards=difference.kept.num_rows,
+        direct=not work.stored,
         seconds=round(time.monotonic() - began, 3),
-        code=lineage.code_version(),
-        created=lineage.now(),
-        **work.facts(),
+        **recipe.facts(settings, ref=ref, publication=publication, home=home),
         **totals.of_set(rows, per_sample=totals.slots(groups, seq_len=settings.seq_len)),
     )
     publish.commit(publication, rows, record=record, stats_columns=manifest.STATS_COLUMNS)
@@ -132,19 +130,6 @@ class _Work:
     @property
     def recipe_hash(self) -> str:
         return recipe.hash_of(self.settings.identity(), tokenizer_sha256=self.tokenizer.sha256)
-
-    def facts(self) -> dict[str, Any]:
-        """What a ShardRecord says beside inputs and counts."""
-        name, path = self.settings.name, self.home.relative(self.publication.path)
-        return {
-            "name": name,
-            "manifest": TableVersion(name=f"{name}/manifest", path=path, version=self.publication.version),
-            "tokenizer": self.tokenizer,
-            "seq_len": self.settings.seq_len,
-            "settings": self.settings.identity(),
-            "recipe": self.recipe_hash,
-            "direct": not self.stored,
-        }
 
 
 def _parent(publication: publish.Publication, *, name: str, fresh: bool, home: Home) -> ShardRecord | None:
@@ -237,7 +222,7 @@ def _rows(difference: Changes, *, side_table: TableVersion, work: _Work) -> pa.T
     totals.check(files, groups=work.groups, recipe=work.recipe)
     rows = manifest.sorted_rows(files, schema=manifest.CELL_SCHEMA)
     if work.stored:
-        _refuse_missing(rows, folder=work.folder)
+        totals.refuse_missing(rows, folder=work.folder)
     return rows
 
 
@@ -249,13 +234,6 @@ def _check_contents(written: pa.Table, *, wanted: Mapping[changes.CellName, str]
         raise ShardingFailed(
             f"{odd.split}, generation {odd.generation}, bucket {odd.bucket}: written with documents of hash "
             f"{str(found.get(odd))[:12]}, wanted {str(wanted.get(odd))[:12]}; nothing was published. Run again"
-        )
-
-
-def _refuse_missing(rows: pa.Table, *, folder: Path) -> None:
-    if missing := manifest.missing_shards(folder, rows):
-        raise ShardingFailed(
-            f"{len(missing)} of {rows.num_rows} shard files are not there, such as {missing[0]}; run again"
         )
 
 

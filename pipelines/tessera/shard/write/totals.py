@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from tessera import tables
 from tessera.errors import ShardingFailed, ShardSetError
 from tessera.home import Home
 from tessera.lineage import Generation, GenerationTotals, SourceTotals, SplitTotals, TableVersion
+from tessera.shard import manifest
 from tessera.shard.cell import ANSWERS, Recipe, mixed_kinds
 from tessera.shard.run_manifest import SPLITS
 
@@ -141,6 +143,18 @@ def check(files: pa.Table, *, groups: Sequence[Group], recipe: Recipe) -> None:
                     f"generation {key[0]}, {key[1]}: {name}: {went_in} went in, {came_out} came out; nothing was "
                     "published. Run again; if it stays, this is a fault of Tessera"
                 )
+
+
+def refuse_missing(rows: pa.Table, *, folder: Path) -> None:
+    """Each file that the manifest's rows name is in the set's folder, with its size.
+
+    Raises:
+        ShardingFailed: naming the first that is not.
+    """
+    if missing := manifest.missing_shards(folder, rows):
+        raise ShardingFailed(
+            f"{len(missing)} of {rows.num_rows} shard files are not there, such as {missing[0]}; run again"
+        )
 
 
 def of_set(rows: pa.Table, *, per_sample: int) -> dict[str, Any]:
