@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from deltalake import write_deltalake
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.shard.foreign_folders import settings as set_settings
@@ -172,6 +173,45 @@ def test_documents_that_only_the_side_table_knows_are_named(copy: Home) -> None:
     assert damage.file.endswith(path.name)
     assert damage.what == "in the side table"
     assert spans.num_rows > 0
+
+
+def change_side_table(home: Home, column: str) -> list[str]:
+    """Changes one value of the side table, as a damaged byte does that decodes; what is found then."""
+    record = manifest.read_record(home, name="imported")
+    path = home.resolve(record.spans.path)
+    rows = tables.read(path, version=record.spans.version)
+    values = rows[column].to_pylist()
+    values[5] = values[5] + 1 if isinstance(values[5], int) else f"{values[5]}0"
+    place = rows.column_names.index(column)
+    kind = rows.schema.field(place)
+    write_deltalake(path, rows.set_column(place, kind, pa.chunked_array([values], kind.type)), mode="overwrite")
+    changed = record.model_copy(update={"spans": record.spans.model_copy(update={"version": record.spans.version + 1})})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifest, "read_record", lambda *given, **named: changed)
+        return [damage.what for damage in verify(home, name="imported").damages]
+
+
+@pytest.mark.parametrize(
+    ("column", "what"),
+    [("doc_id", "documents of"), ("sha256", "documents of"), ("sample", "places"), ("start", "places"),
+     ("num_tokens", "places"), ("source", "counts by source"), ("document_bytes", "counts by source")],
+)  # fmt: skip
+def test_a_changed_value_of_the_side_table_is_named(copy: Home, column: str, what: str) -> None:
+    assert any(found.startswith(what) for found in change_side_table(copy, column))
+
+
+def test_a_side_table_that_cannot_be_read_is_named_and_the_files_still_are_read(copy: Home) -> None:
+    record = manifest.read_record(copy, name="imported")
+    path = copy.resolve(record.spans.path)
+    (name,) = tables.data_files(path, version=record.spans.version)
+    whole = (path / name).read_bytes()
+    (path / name).write_bytes(whole[: len(whole) // 2])
+
+    found = verify(copy, name="imported")
+
+    (damage,) = found.damages
+    assert (damage.file, damage.what) == (record.spans.path, "side table")
+    assert found.files == record.shards
 
 
 def test_a_set_that_is_not_there_is_refused(copy: Home) -> None:

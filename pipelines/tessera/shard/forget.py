@@ -79,13 +79,13 @@ def publish_without(
     kept = rows.filter(pa.array([CellName(*cell) not in cells for cell in _names(rows)]))
     written = [file for cell in cells for file in _pack_again(home, before, cell=cell, erased=erased, recipe=how)]
     side_table = _replace_spans(home, before, cells=cells, files=written, publish_id=publication.publish_id)
-    again = tables.query(
-        home.resolve(side_table.path), version=side_table.version,
-        sql=totals.FILES_SQL.format(condition=changes.sql_of(cells)),
-    )  # fmt: skip
-    after = manifest.sorted_rows(
-        pa.concat_tables([kept, again.select(kept.column_names).cast(kept.schema)]), schema=manifest.CELL_SCHEMA
-    )
+    again = [
+        tables.query(
+            home.resolve(side_table.path), version=side_table.version, sql=totals.FILES_SQL.format(condition=condition)
+        ).select(kept.column_names).cast(kept.schema)
+        for condition in changes.slices(cells)
+    ]  # fmt: skip
+    after = manifest.sorted_rows(pa.concat_tables([kept, *again]), schema=manifest.CELL_SCHEMA)
     if after.num_rows == 0:
         raise ShardSetError(
             f"nothing would be left of shard set {name}; remove its folder, {home.relative(home.shards / name)}"
@@ -248,19 +248,19 @@ def _bytes(values: Any, *, dtype: str) -> bytes:
 def _replace_spans(
     home: Home, record: ShardRecord, *, cells: Sequence[CellName], files: Sequence[CellFile], publish_id: str
 ) -> TableVersion:
-    """Puts the places of the files in the side table, instead of those of these cells; one commit."""
+    """Puts the places of the files in the side table, instead of those of these cells; a commit a slice of them."""
     path = home.resolve(record.spans.path)
     spans.go_back(path, parent=record, publish_id=publish_id)
     ours = CommitProperties(
         custom_metadata={"userMetadata": json.dumps({"publish_id": publish_id})}, max_commit_retries=0
     )
-    table, condition = DeltaTable(path), changes.sql_of(cells)
+    table = DeltaTable(path)
+    for condition in changes.slices(cells):
+        table.delete(condition, commit_properties=ours)
     if files:
         data = pa.Table.from_batches([file.spans for file in files])
         columns = [field.name for field in table.schema().fields]
-        write_deltalake(table, data.select(columns), mode="overwrite", predicate=condition, commit_properties=ours)
-    else:
-        table.delete(condition, commit_properties=ours)
+        write_deltalake(table, data.select(columns), mode="append", commit_properties=ours)
     return record.spans.model_copy(update={"version": DeltaTable(path).version()})
 
 

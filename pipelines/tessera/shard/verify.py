@@ -1,6 +1,7 @@
 """Checks a shard set at a version, byte by byte: what manifest, side table and tokenizer promise is what lies there.
 
-Every file is read once, mapped, and hashed; then its samples are walked with array operations. Files go to as many
+Every file is read once, mapped, and hashed; then its samples are walked with array operations, and each piece of a
+document is where the side table says. Files go to as many
 threads as there are cores: hashing frees the interpreter's lock. About one GiB a second and core; memory for a file's
 starts and, of each split, the documents of one file. Nothing is written.
 """
@@ -15,20 +16,34 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tessera import tables
-from tessera.errors import CorruptShard, TesseraError
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tessera import lineage, tables
+from tessera.errors import CorruptShard, SourceError, TesseraError
 from tessera.home import Home
 from tessera.lineage import ShardRecord
 from tessera.progress import Tell, silent
 from tessera.shard import contents, manifest, tokenizer
 from tessera.shard.contents import Preferences, Sequences
 from tessera.shard.read.manifest import SPLITS, ShardFile, token_dtype
+from tessera.shard.write import totals
+
+Int = NDArray[np.int64]
 
 SPANS_SQL = """
 SELECT file, count(*) AS pieces, sum(CASE WHEN piece = 0 THEN 1 ELSE 0 END) AS documents, sum(num_tokens) AS tokens,
-    sum({labels}) AS labels
+    sum({labels}) AS labels, sum((sample * {seq_len} + start + 1) * num_tokens) AS places
 FROM rows GROUP BY file
 """
+
+CONTENT_SQL = """
+SELECT split, generation, bucket,
+    encode(sha256(array_to_string(array_sort(array_agg(concat(doc_id, sha256))), '')), 'hex') AS content
+FROM rows WHERE piece = 0 GROUP BY split, generation, bucket
+"""
+"""`cell.content_hash` of each cell."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +85,11 @@ class Spans:
     tokens: int
     labels: int
     """Tokens that count."""
+    places: int
+    """The sum over its pieces of place in the file times length: no place or length can change without it."""
 
 
-NO_SPANS = Spans(pieces=0, documents=0, tokens=0, labels=0)
+NO_SPANS = Spans(pieces=0, documents=0, tokens=0, labels=0, places=0)
 
 
 @dataclass(frozen=True)
@@ -97,14 +114,19 @@ def verify(
 
     Raises:
         ShardSetError: there is no such set or version.
-        SourceError: its tables are no longer readable.
+        SourceError: its manifest is no longer readable.
     """
     began = time.monotonic()
     record = manifest.read_record(home, name=name, version=version)
     table = manifest.read_manifest(home, name, record.manifest.version)
     files = [file for split in SPLITS for file in manifest.shard_files(table, split=split)]
-    spans = _spans(home, record)
     made = Verified(name=name, version=record.manifest.version, imported=record.imported)
+    spans: dict[str, Spans] | None = None
+    try:
+        spans = _spans(home, record)
+        made.damages.extend(_check_side_table(home, record))
+    except SourceError as error:
+        made.damages.append(Damage(record.spans.path, "side table", str(error), f"version {record.spans.version}"))
     limits = Limits(
         folder=manifest.set_folder(home, name=name), seq_len=record.seq_len, vocab_size=record.tokenizer.vocab_size,
         end_id=record.tokenizer.end_id, dtype=token_dtype(record.tokenizer.vocab_size),
@@ -112,7 +134,7 @@ def verify(
     prefix = home.relative(limits.folder)
 
     def check(file: ShardFile) -> list[Damage]:
-        found = _check_file(file, spans=spans.get(file.file, NO_SPANS), limits=limits)
+        found = _check_file(file, spans=None if spans is None else spans.get(file.file, NO_SPANS), limits=limits)
         return [Damage(f"{prefix}/{file.file}", *one) for one in found]
 
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
@@ -123,7 +145,7 @@ def verify(
             made.samples += file.samples
             made.tokens += file.tokens
             tell(f"{made.files} of {len(files)} files")
-    for file_name in sorted(spans.keys() - {file.file for file in files}):
+    for file_name in sorted((spans or {}).keys() - {file.file for file in files}):
         made.damages.append(Damage(f"{prefix}/{file_name}", "in the side table", "documents", "none: no such shard"))
     made.damages.extend(_check_around(home, record))
     made.seconds = time.monotonic() - began
@@ -134,11 +156,30 @@ def _spans(home: Home, record: ShardRecord) -> dict[str, Spans]:
     path, version = home.resolve(record.spans.path), record.spans.version
     columns = tables.open_table(path, version=version).schema().to_arrow().names
     labels = "loss_tokens" if "loss_tokens" in columns else "num_tokens"  # format 1: every token is a label
-    rows = tables.query(path, version=version, sql=SPANS_SQL.format(labels=labels))
+    rows = tables.query(path, version=version, sql=SPANS_SQL.format(labels=labels, seq_len=record.seq_len))
     return {row.pop("file"): Spans(**row) for row in rows.to_pylist()}
 
 
-def _check_file(file: ShardFile, *, spans: Spans, limits: Limits) -> Iterator[tuple[str, str, str]]:
+def _check_side_table(home: Home, record: ShardRecord) -> Iterator[Damage]:
+    """What the side table says of documents: their ids and hashes by cell, and the counts by source."""
+    if record.format > 1:  # format 1 knew neither
+        found = _contents(tables.query(home.resolve(record.spans.path), version=record.spans.version, sql=CONTENT_SQL))
+        for cell, content in _contents(manifest.read_cells(home, record)).items():
+            if found.get(cell) != content:
+                what = "documents of {}, generation {}, bucket {}".format(*cell)
+                yield Damage(record.spans.path, what, found.get(cell, "none"), content)
+        if (sources := totals.by_source(home, record.spans)) != record.sources:
+            yield Damage(record.spans.path, "counts by source", *(lineage.sha256_json(
+                [one.model_dump() for one in counts]) for counts in (sources, record.sources)))  # fmt: skip
+
+
+def _contents(rows: pa.Table) -> dict[tuple[str, int, int], str]:
+    """Cell (split, generation, bucket) -> hash of what it holds."""
+    *cells, contents = (rows[name].to_pylist() for name in ("split", "generation", "bucket", "content"))
+    return dict(zip(zip(*cells, strict=True), contents, strict=True))
+
+
+def _check_file(file: ShardFile, *, spans: Spans | None, limits: Limits) -> Iterator[tuple[str, str, str]]:
     """(what, found, expected) of all that is wrong with a file; of one that differs in size or hash, that alone."""
     path = limits.folder / file.file
     try:
@@ -169,36 +210,59 @@ def _check_file(file: ShardFile, *, spans: Spans, limits: Limits) -> Iterator[tu
 
 
 def _counts_of_sequences(
-    samples: Sequences, *, file: ShardFile, spans: Spans, limits: Limits
+    samples: Sequences, *, file: ShardFile, spans: Spans | None, limits: Limits
 ) -> dict[str, tuple[int, int]]:
-    """What is counted -> found in the file, and expected by manifest and side table."""
+    """What is counted -> found in the file, and expected by manifest and, if it can be read, side table."""
     padding_S = samples.padding_S(end_id=limits.end_id)
     padding = int(padding_S.sum())
     tokens = samples.tokens_ST.size - padding
-    return {
+    counts = {
         "samples": (len(samples), file.samples),
         "padding": (padding, file.padding),
         "tokens": (tokens, file.tokens),
-        "tokens in the side table": (spans.tokens, file.tokens),
-        "documents in the side table": (spans.documents, file.documents),
-        "document pieces": (len(samples.starts_P) - int((padding_S > 0).sum()), spans.pieces),
-        "labels": (tokens if samples.loss_ST is None else int(samples.loss_ST.sum()), spans.labels),
     }
+    if spans is not None:
+        counts |= {
+            "tokens in the side table": (spans.tokens, file.tokens),
+            "documents in the side table": (spans.documents, file.documents),
+            "document pieces": (len(samples.starts_P) - int((padding_S > 0).sum()), spans.pieces),
+            "labels": (tokens if samples.loss_ST is None else int(samples.loss_ST.sum()), spans.labels),
+        }
+    if spans is not None and samples.first_odd() is None:
+        counts["places of document pieces"] = (_places_of_sequences(samples, padding_S=padding_S), spans.places)
+    return counts
+
+
+def _places_of_sequences(samples: Sequences, *, padding_S: Int) -> int:
+    """`Spans.places` from the boundaries in the file; where a sequence ends in padding, its last piece is none."""
+    seq_len = samples.tokens_ST.shape[1]
+    sample_P = np.repeat(np.arange(len(samples)), samples.num_starts_S)
+    place_P = sample_P * seq_len + samples.starts_P
+    length_P = np.diff(place_P, append=len(samples) * seq_len)
+    length_P[np.cumsum(samples.num_starts_S)[padding_S > 0] - 1] = 0
+    return int(((place_P + 1) * length_P).sum())
 
 
 def _counts_of_preferences(
-    samples: Preferences, *, file: ShardFile, spans: Spans, limits: Limits
+    samples: Preferences, *, file: ShardFile, spans: Spans | None, limits: Limits
 ) -> dict[str, tuple[int, int]]:
-    tokens = sum(map(len, samples.chosen)) + sum(map(len, samples.rejected))
-    return {
+    length_S = np.array([len(one) + len(other) for one, other in zip(samples.chosen, samples.rejected, strict=True)])
+    tokens = int(length_S.sum())
+    counts = {
         "samples": (len(samples), file.samples),
         "padding": (2 * limits.seq_len * len(samples) - tokens, file.padding),
         "tokens": (tokens, file.tokens),
-        "tokens in the side table": (spans.tokens, file.tokens),
-        "documents in the side table": (spans.documents, file.documents),
-        "document pieces": (len(samples), spans.pieces),
-        "labels": (tokens - 2 * int(samples.prompt_S.sum()), spans.labels),
     }
+    if spans is not None:
+        places = (np.arange(len(samples)) * limits.seq_len + 1) * length_S
+        counts |= {
+            "tokens in the side table": (spans.tokens, file.tokens),
+            "documents in the side table": (spans.documents, file.documents),
+            "document pieces": (len(samples), spans.pieces),
+            "labels": (tokens - 2 * int(samples.prompt_S.sum()), spans.labels),
+            "places of document pieces": (int(places.sum()), spans.places),
+        }
+    return counts
 
 
 def _check_tokens(samples: Sequences | Preferences, *, limits: Limits) -> Iterator[tuple[str, str, str]]:
@@ -223,9 +287,9 @@ def _check_around(home: Home, record: ShardRecord) -> Iterator[Damage]:
     if record.manifest.version != newest:
         return
     folder = manifest.set_folder(home, name=record.name)
-    for split, totals in record.splits.items():
+    for split, counts in record.splits.items():
         path = folder / split / "index.json"
-        if totals.shards and (found := _index_version(path)) != str(newest):
+        if counts.shards and (found := _index_version(path)) != str(newest):
             yield Damage(home.relative(path), "manifest version in the index", found, str(newest))
 
 

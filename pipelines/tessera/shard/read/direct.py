@@ -9,8 +9,9 @@ process that needs it, at its block's beginning. Needs pyarrow and tokenizers, w
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -234,7 +235,8 @@ class Maker:
         folder = self.home / ref.path
         if (found := tokenizer.identity(folder)) != ref.sha256:
             raise ShardSetError(f"{folder} has SHA-256 {found}, expected {ref.sha256}; restore the tokenizer's folder")
+        unlimited = replace(tokenizer.definition(folder), max_uncut_bytes=sys.maxsize)  # writing the set had the limit
         return Recipe(
-            tokenizer=tokenizer.definition(folder), template=chat.load(folder),
+            tokenizer=unlimited, template=chat.load(folder),
             **{name: getattr(values, name) for name in CellRecipe.model_fields},
         )  # fmt: skip

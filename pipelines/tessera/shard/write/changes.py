@@ -19,6 +19,7 @@ from tessera.shard import manifest
 from tessera.shard.cell import ID_BITS, Recipe
 
 CELL = ("split", "generation", "bucket")
+SLICE_CELLS = 1000
 
 
 @dataclass(frozen=True, order=True)
@@ -119,7 +120,7 @@ def bucket_column(recipe: Recipe) -> Column:
 def sql_of(cells: Iterable[CellName]) -> str:
     """A condition that these cells' rows meet, and no others'; for Spark, as long as it has to be.
 
-    DataFusion dies of a list of tens of thousands, as of a chain of alternatives: see `covering`.
+    DataFusion dies of a list of tens of thousands, as of a chain of alternatives: see `slices` and `covering`.
     """
     parts = []
     for (split, generation), buckets in _by_generation(cells):
@@ -129,6 +130,13 @@ def sql_of(cells: Iterable[CellName]) -> str:
             chosen = f"bucket IN ({', '.join(map(str, buckets))})"
         parts.append(f"(split = '{split}' AND generation = {generation} AND {chosen})")
     return " OR ".join(parts) or "false"
+
+
+def slices(cells: Iterable[CellName]) -> Iterator[str]:
+    """Conditions short enough for DataFusion, that together these cells' rows meet, and no others'."""
+    listed = sorted(set(cells))
+    for first in range(0, len(listed), SLICE_CELLS):
+        yield sql_of(listed[first : first + SLICE_CELLS])
 
 
 def covering(cells: Iterable[CellName]) -> str:
