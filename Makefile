@@ -14,7 +14,7 @@ INSTALL = $(BIN)/uv pip sync --quiet requirements.lock && \
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 endif
 
-.PHONY: demo test check test-all cluster-test connect-test interop interop-lock bench-shard tools wheel gpu-kit lint lock clean
+.PHONY: demo test check test-all cluster-test connect-test interop interop-lock bench-shard bench-prepare bench-prepare-lock tools wheel gpu-kit lint lock clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/ready
@@ -77,8 +77,19 @@ bench-shard: $(VENV)/ready .venv-interop/ready
 	$(BIN)/python benchmarks/shard/writing.py --increments 100
 	$(BIN)/python benchmarks/shard/reader.py
 
+# The tables of prepare in benchmarks/README.md, beside datatrove in an environment of its own, .venv-datatrove.
+bench-prepare: $(VENV)/ready .venv-datatrove/ready
+	$(BIN)/python benchmarks/prepare/filters.py
+	$(BIN)/python benchmarks/prepare/near_duplicates.py
+	$(BIN)/python benchmarks/prepare/private.py
+
+bench-prepare-lock: $(VENV)/ready
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+		--custom-compile-command "make bench-prepare-lock" --output-file benchmarks/prepare/requirements.txt \
+		benchmarks/prepare/requirements.in
+
 clean:
-	rm -rf $(VENV) .venv-interop build lakehouse
+	rm -rf $(VENV) .venv-interop .venv-datatrove build lakehouse
 
 $(VENV)/ready: requirements.lock setup.py Makefile
 	@test -n "$(PYTHON)" || { echo "Tessera wants Python 3.11 or 3.12 on the PATH"; exit 2; }
@@ -91,4 +102,9 @@ $(VENV)/ready: requirements.lock setup.py Makefile
 .venv-interop/ready: tests/interop/requirements.txt $(VENV)/ready
 	$(PYTHON) -m venv --clear .venv-interop
 	UV_LINK_MODE=$${UV_LINK_MODE:-hardlink} VIRTUAL_ENV=$(CURDIR)/.venv-interop $(BIN)/uv pip sync --quiet tests/interop/requirements.txt
+	@touch $@
+
+.venv-datatrove/ready: benchmarks/prepare/requirements.txt $(VENV)/ready
+	$(PYTHON) -m venv --clear .venv-datatrove
+	UV_LINK_MODE=$${UV_LINK_MODE:-hardlink} VIRTUAL_ENV=$(CURDIR)/.venv-datatrove $(BIN)/uv pip sync --quiet benchmarks/prepare/requirements.txt
 	@touch $@

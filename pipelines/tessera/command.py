@@ -19,7 +19,7 @@ from tessera.errors import TesseraError
 from tessera.home import Home
 
 if TYPE_CHECKING:
-    from tessera.lineage import Record
+    from tessera.lineage import PrepareRecord, Record
     from tessera.pipeline import Pipeline
 
 Target = Annotated[str, typer.Option(help="local, dev, staging or prod: the overlay in conf/.")]
@@ -127,11 +127,16 @@ def run_stage(
     """What the sub-command of a stage does: its plan, or its record."""
 
     def work() -> None:
+        from tessera.lineage import PrepareRecord
+
         with opened(target, assignments, fresh=fresh) as pipeline:
             if dry_run:
                 print_plan(pipeline, as_json=as_json)
                 return
-            print_record(pipeline.do(stage), as_json=as_json)
+            record = pipeline.do(stage)
+            print_record(record, as_json=as_json)
+            if isinstance(record, PrepareRecord) and not as_json:
+                print_counts(pipeline.home, record)
 
     guarded(work, show=traceback)
 
@@ -152,6 +157,14 @@ def print_plan(pipeline: "Pipeline", *, as_json: bool, stages: Sequence[str] | N
 def print_record(record: "Record", *, as_json: bool) -> None:
     if as_json:
         print(record.to_json(), flush=True)
+
+
+def print_counts(home: Home, record: "PrepareRecord") -> None:
+    """What became of the rows, by source and reason."""
+    from tessera.prepare.report import table, terminal
+
+    if counts := table.read_counts(home, documents=record.table):
+        Console(highlight=False).print(terminal.view(counts))
 
 
 def print_completion(pipeline: "Pipeline", record: "Record", *, prompt: str | None, as_json: bool) -> None:

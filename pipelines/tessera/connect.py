@@ -53,6 +53,11 @@ def open_session(server: str, *, conf: Mapping[str, str]) -> "SparkSession":
     return _opened
 
 
+def is_open() -> bool:
+    """Whether `open_session` opened one that is not given back."""
+    return _opened is not None
+
+
 def close_session() -> None:
     """Gives back to the server what `open_session` opened, and nothing else; the server lives on."""
     global _opened

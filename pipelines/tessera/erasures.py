@@ -41,9 +41,9 @@ class Erased:
 
     def condition(self, *, contents: bool = True) -> str:
         """SQL that erased rows meet: by `doc_id`, and by `sha256` where the table has one."""
-        parts = [f"doc_id IN ({_listed(self.doc_ids)})"] if self.doc_ids else []
+        parts = [f"doc_id IN ({listed(self.doc_ids)})"] if self.doc_ids else []
         if contents and self.contents:
-            parts.append(f"sha256 IN ({_listed(self.contents)})")
+            parts.append(f"sha256 IN ({listed(self.contents)})")
         return " OR ".join(parts) or "false"
 
 
@@ -61,11 +61,11 @@ def read(home: Home) -> Erased:
 
 def make(pairs: Iterable[tuple[str, str | None]]) -> Erased:
     """What these pairs of doc_id and content hash, or None, mean."""
-    listed = sorted({(doc_id, sha256 or "") for doc_id, sha256 in pairs})
+    unique = sorted({(doc_id, sha256 or "") for doc_id, sha256 in pairs})
     return Erased(
-        doc_ids=frozenset(doc_id for doc_id, _ in listed),
-        contents=frozenset(sha256 for _, sha256 in listed if sha256),
-        digest=lineage.sha256_json(listed) if listed else "",
+        doc_ids=frozenset(doc_id for doc_id, _ in unique),
+        contents=frozenset(sha256 for _, sha256 in unique if sha256),
+        digest=lineage.sha256_json(unique) if unique else "",
     )
 
 
@@ -106,6 +106,7 @@ def _known(home: Home) -> set[tuple[str, str]]:
     return {(row["doc_id"], row["sha256"] or "") for row in rows}
 
 
-def _listed(values: Iterable[str]) -> str:
+def listed(values: Iterable[str]) -> str:
+    """Values as an SQL list, quoted and sorted."""
     quoted = sorted(value.replace("'", "''") for value in values)
     return ", ".join(f"'{value}'" for value in quoted)

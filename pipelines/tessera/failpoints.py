@@ -12,6 +12,7 @@ from pathlib import Path
 
 POINTS = {
     "prepare.before_commit": "documents are judged, nothing is written",
+    "audit.after_append": "a stage's entry is in the audit table, its publishing commit is not made",
     "files.before_rename": "a file is written and durable under a passing name, and has not its own",
     "forget.after_erasures": "erasures are recorded, nothing is taken out yet",
     "forget.before_remove": "all rooms have new versions, the files of the old ones are still there",

@@ -16,13 +16,23 @@ from tessera import delta_log, publish
 from tessera.home import Home
 from tessera.locks import is_shared_or_held
 
-SPARK_SCRATCH = ("spark-*", "blockmgr-*", "artifacts*", "jvm.log")
+SPARK_SCRATCH = ("spark-*", "blockmgr-*", "artifacts*", "prepare-*", "jvm.log")
 """What a session leaves in the spill folder when it is killed."""
 
 TICK_SECONDS = 0.01
 """By so much the kernel's clock, which dates changes of files, may lag behind ours."""
 
-OWN_TABLES = ("python_docs", "documents", "erasures", "evaluations", "answers", "ledger")
+OWN_TABLES = (
+    "python_docs",
+    "documents",
+    "decisions",
+    "prepare_counts",
+    "audit",
+    "erasures",
+    "evaluations",
+    "answers",
+    "ledger",
+)
 """Other tables that lie in `tables/` are their owners'."""
 
 

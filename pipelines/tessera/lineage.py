@@ -103,9 +103,16 @@ class Generation(Entry):
     """Of all documents of that version, those of older generations included; 0 where that was not recorded."""
 
 
+class AuditHead(Entry):
+    """The newest entry of the audit table when a stage published: see `audit`."""
+
+    seq: int
+    hash: str
+
+
 class PrepareRecord(Record):
     stage: str = "prepare"
-    holds_text: tuple[str, ...] = ("tables/documents", "spark")
+    holds_text: tuple[str, ...] = ("tables/documents", "reports/prepare.html", "spark")
     rows: int
     """Rows read from the sources, after their row filters."""
     documents: int
@@ -121,6 +128,24 @@ class PrepareRecord(Record):
     """The documents version that this one is without its erased rows; null for one that prepare wrote."""
     generations: tuple[Generation, ...] = ()
     """All that there ever were, oldest first: they decide the number of buckets of a shard set's generations."""
+    decisions: TableVersion | None = None
+    """The side table that says what became of each row, at its pinned version; null before there was one."""
+    rules: str = ""
+    """Hash of what rows were judged by; where it differs, all are judged again."""
+    recipes: dict[str, str] = {}
+    """Source -> hash of how its rows are read."""
+    purposes: dict[str, tuple[str, ...]] = {}
+    """Source -> what it may be used for; empty: it declares nothing."""
+    changes: dict[str, str] = {}
+    """Source -> how its changes are known: `same`, `feed`, `compared`, `whole`, `gone`; empty: all rows were judged."""
+    content: str = ""
+    """The fingerprint of the prepare that first gave just these documents; empty: of this one."""
+    content_version: int | None = None
+    """The documents version that it made; null: this one. What is made of documents need not be made again while they
+    stay the same."""
+    moved: int = 0
+    """Documents that changed their split, since clusters of near-duplicates did."""
+    audit: AuditHead | None = None
 
 
 class SplitTotals(Entry):

@@ -59,6 +59,7 @@ class Pipeline:
             settings, home=home, results=self.results, spark=self.spark, start_early=self._start_early, fresh=fresh
         )
         self._early: list[threading.Thread] = []
+        self._found_session = spark.has_started()
         self._repaired = False
         self._replayed = False
 
@@ -170,10 +171,11 @@ class Pipeline:
         return spark.session(self.settings.spark, home=self.home)
 
     def close(self) -> None:
-        """Stops the Spark session, if one was started here."""
+        """Stops the Spark session, if one was started for this pipeline."""
         for thread in self._early:
             thread.join()
-        spark.stop()
+        if not self._found_session:
+            spark.stop()
 
     def complete(self, record: Record, *, prompt: str | None = None) -> tuple[str, str]:
         """Asks the registered model once; the prompt and its completion."""

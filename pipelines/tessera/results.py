@@ -103,6 +103,15 @@ class Results:
         """The source tables, at their versions, that a shard set comes from; none for one that was imported."""
         return () if shards.imported else self.prepare_of(shards).inputs
 
+    def bytes_per_token(self) -> float | None:
+        """Of the newest shard set; None where there is none."""
+        try:
+            shards = self.newest(ShardRecord)
+        except UserError:
+            return None
+        tokens = sum(split.tokens for split in shards.splits.values())
+        return sum(split.num_bytes for split in shards.splits.values()) / tokens if tokens else None
+
     def _published(self, kind: type[RecordT], table: TableVersion) -> RecordT:
         record = publish.read_record(self.home.resolve(table.path), version=table.version)
         if record is None:

@@ -121,6 +121,11 @@ def start_early(settings: SparkSettings, *, home: Home) -> None:
         _start(lambda: SparkContext.getOrCreate(asked))
 
 
+def has_started() -> bool:
+    """Whether there is a session that `session` or `start_early` started."""
+    return _started is not None or connect.is_open()
+
+
 def stop() -> None:
     """Stops what `session` or `start_early` started and nothing else: a platform's session lives on."""
     global _started

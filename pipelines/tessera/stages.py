@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tessera import tracking
+from tessera.errors import TesseraError
 from tessera.home import Home
 from tessera.lineage import (
     EvaluateRecord,
@@ -129,15 +130,18 @@ class Stages:
             from tessera.prepare.documents import write_documents
 
             tell("starting Spark")
-            return write_documents(
+            record = write_documents(
                 self.spark(),
                 sources=resolved,
                 settings=settings,
                 fingerprint=fingerprint,
                 home=self.home,
                 partitions=self.settings.spark.partitions,
+                fresh=self.fresh,
                 tell=tell,
             )
+            self._report(record, tell=tell)
+            return record
 
         return Work(
             kind=PrepareRecord,
@@ -145,6 +149,21 @@ class Stages:
             holds=lambda record: stage.verify(record, sources=resolved, home=self.home),
             make=make,
         )
+
+    def _report(self, record: PrepareRecord, *, tell: Tell) -> None:
+        """Writes the report of new documents; they are published, so what goes wrong here is only told."""
+        from tessera.prepare import outcome
+        from tessera.prepare.report import stage as report
+
+        tell("writing the report")
+        settings = self.settings.prepare
+        try:
+            report.write_report(
+                self.home, record=record, settings=settings.report, tracking_settings=self.settings.tracking,
+                bytes_per_token=self.results.bytes_per_token(), extra_copies=outcome.extra_copies(settings), tell=tell,
+            )  # fmt: skip
+        except TesseraError as error:
+            tell(f"no report: {error}")
 
     def shard(self, documents: PrepareRecord, *, compact: bool = False) -> Work[ShardRecord]:
         """Args:
@@ -182,10 +201,14 @@ class Stages:
         )
 
     def train(self, shards: ShardRecord) -> Work[TrainRecord]:
+        from tessera.prepare import governance
         from tessera.train import run
 
         settings, block_shards = self.settings.train, self.settings.shard.block_shards
         fingerprint = run.fingerprint(settings, shards=shards, block_shards=block_shards)
+        if settings.purpose is not None and not shards.imported:
+            allowed = self.results.prepare_of(shards).purposes
+            governance.refuse_purpose(allowed, purpose=settings.purpose, option="train.purpose")
 
         def make(tell: Tell) -> TrainRecord:
             self.start_early(lambda: tracking.prepare_store(self.settings.tracking, home=self.home))

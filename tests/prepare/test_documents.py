@@ -17,7 +17,7 @@ from tessera.errors import Conflict, SourceError
 from tessera.failpoints import InjectedFault
 from tessera.home import Home
 from tessera.lineage import PrepareRecord
-from tessera.prepare import documents, sources, stage
+from tessera.prepare import documents, sources, stage, table
 from tessera.prepare.settings import PrepareSettings
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def test_the_documents_of_a_cell_lie_together(
     spark: "SparkSession", home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One version, generation and split after another, each by doc_id; no two row groups overlap."""
-    monkeypatch.setattr(documents, "ROW_GROUP_BYTES", 2**16)
+    monkeypatch.setattr(table, "ROW_GROUP_BYTES", 2**16)
     for count in (1500, 2500):
         make_table(
             tmp_path / "t", rows_of([f"{i} {hashlib.sha512(bytes([i % 256])).hexdigest()}" for i in range(count)])

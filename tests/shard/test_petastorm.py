@@ -18,6 +18,7 @@ import torch
 from deltalake import DeltaTable, WriterProperties, write_deltalake
 
 from tessera.errors import ConfigError, SetupError, SourceError
+from tessera.garbage import TICK_SECONDS
 from tessera.home import Home
 from tessera.shard.read.petastorm import Batch, batch_reader, make_spark_converter, shim, sweep, torch_loader
 from tessera.shard.read.petastorm.garbage import cache_folder, garbage
@@ -554,6 +555,7 @@ time.sleep(60)
         child.communicate()
     orphan = cache_folder(home) / "orphan"
     orphan.mkdir()
+    time.sleep(5 * TICK_SECONDS)  # what changed a moment ago may be in use: it is left alone
 
     assert list(garbage(home, before=time.time() - 3600)) == []
     assert {one.path: one.num_bytes for one in garbage(home, before=time.time() + 1)} == {

@@ -16,6 +16,8 @@ from tessera.tracking import RUN_TAG
 KIND_TAG = "tessera.kind"
 """What a run is, when it is no training run; the map's own is `map`."""
 MAP = "map"
+BESIDES = (MAP, "prepare")
+"""Kinds of runs that are no training runs, and are not told of: the map's own, and reports of documents."""
 PARAMETERS_TAG = "tessera.parameters"
 TABLE = "tessera.table."
 HELDOUT, LOSS = "heldout_bits_per_byte", "loss"
@@ -114,7 +116,7 @@ def read_runs(client: Any, *, experiment_id: str, settings: ExploreSettings, par
         reason = _not_shown(run)
         if reason is None:
             training.append(run)
-        elif reason != MAP:
+        elif reason not in BESIDES:
             others.setdefault(reason, []).append(_name(run))
     training.sort(key=lambda run: (run.info.start_time or 0, run.info.run_id))
     older, newest = training[: -settings.max_runs], training[-settings.max_runs :]
@@ -139,11 +141,11 @@ def _search(client: Any, experiment_id: str) -> Iterator[Any]:
 
 
 def _not_shown(run: Any) -> str | None:
-    """Why a run of the experiment is not on the page: None for one that is, MAP for the map's own."""
+    """Why a run of the experiment is not on the page: None for one that is, its kind for one of BESIDES."""
     tags = run.data.tags
     kind = tags.get(KIND_TAG)
-    if kind == MAP:
-        return MAP
+    if kind in BESIDES:
+        return str(kind)
     if run.info.lifecycle_stage != "active":
         return "deleted in MLflow"
     if kind not in (None, "train"):

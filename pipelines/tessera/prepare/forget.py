@@ -7,6 +7,7 @@ and hashes, and over the text of the files that are rewritten.
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tessera import arrow_text, lineage, publish, tables
-from tessera.erasures import REASON, Erased
+from tessera.erasures import REASON, Erased, listed
 from tessera.home import Home
 from tessera.lineage import PrepareRecord, TableVersion
-from tessera.prepare import stage
+from tessera.prepare import decisions, stage
+from tessera.prepare.report import stage as report
 
 STATS_COLUMNS = ("doc_id", "sha256")
 BATCH_ROWS = 1024
+FIT = "(reason IS NULL OR reason IN ('duplicate', 'near_duplicate'))"
+"""SQL on decisions: rows that nothing is wrong with."""
 NOT_TEXT = frozenset(
     ("doc_id", "source", "source_version", "kind", "sha256", "num_bytes", "group", "split", "added", "purposes")
 )
@@ -64,7 +68,8 @@ def _stretches(batch: pa.RecordBatch, *, erased: Erased) -> Iterator[pa.RecordBa
 def publish_without(home: Home, *, erased: Erased) -> PrepareRecord | None:
     """Publishes the newest documents without erased rows; None when there is nothing to take out.
 
-    The record is what prepare would give now of the same sources, so that the next prepare finds it.
+    The record is what prepare would give now of the same sources, so that the next prepare finds it; unless rows had
+    displaced others, or may have stood between others that are nearly the same: then the next prepare judges all rows.
 
     Raises:
         Conflict: another writer published first.
@@ -74,30 +79,37 @@ def publish_without(home: Home, *, erased: Erased) -> PrepareRecord | None:
     publication = publish.begin(home.documents, name="documents")
     found = publish.read_record(home.documents, version=publication.parent)
     counted = _counts(home.documents, version=publication.parent, condition=erased.condition())
-    if found is None or not counted:
+    if found is None:
         return None
     before = PrepareRecord.model_validate(found)
+    decided = _decided(home, before, erased=erased)
+    if not counted and not decided.rows:
+        return None
+    alone = before.decisions is not None and not decided.banded and not decided.displaced
     base = before.base or before.fingerprint
-    removed = sum(row["documents"] for row in counted)
-    splits = {**before.splits}
-    for row in counted:
-        splits[row["split"]] -= row["documents"]
+    fingerprint = stage.with_erased(base, erased=erased.digest)
+    decided_at = _erase_decisions(home, before, erased=erased)
     record = before.model_copy(
         update={
+            **_counts_without(home, before, counted=counted, decided_at=decided_at),
             "format": lineage.FORMAT,
-            "fingerprint": stage.with_erased(base, erased=erased.digest),
+            "fingerprint": fingerprint if alone else lineage.sha256_json({"without": before.fingerprint}),
             "base": base,
+            "decisions": decided_at,
+            "rules": before.rules if alone else "",
             "forgot": before.table.version,
-            "documents": before.documents - removed,
-            "dropped": dict(sorted({**before.dropped, REASON: before.dropped.get(REASON, 0) + removed}.items())),
-            "splits": splits,
-            "num_bytes": before.num_bytes - sum(row["num_bytes"] for row in counted),
+            "content": "",
+            "content_version": None,
             "table": before.table.model_copy(update={"version": publication.version}),
             "created": lineage.now(),
             "code": lineage.code_version(),
         }
     )
-    publish.delete(publication, condition=erased.condition(), record=record)
+    if counted:
+        publish.delete(publication, condition=erased.condition(), record=record)
+    else:
+        nothing = tables.open_table(home.documents).schema().to_arrow()
+        publish.commit(publication, pa.schema(nothing).empty_table(), record=record, stats_columns="", mode="append")
     return record
 
 
@@ -126,12 +138,79 @@ def remove_files(home: Home, *, erased: Erased) -> list[Path]:
     if not tables.exists(home.documents):
         return []
     newest_files = set(tables.open_table(home.documents).file_uris())
-    removed = []
-    for file in _holding(home.documents, erased=erased):
-        assert str(file) not in newest_files, "the newest documents still name a file with an erased row"
+    holding = _holding(home.documents, erased=erased)
+    assert not newest_files & set(map(str, holding)), "the newest documents still name a file with an erased row"
+    removed = [*holding, *_dead_decisions(home, erased=erased)]
+    for file in removed:
         tables.remove_data_file(file)
-        removed.append(file)
-    return removed
+    return [*removed, *report.forget(home)]
+
+
+def _dead_decisions(home: Home, *, erased: Erased) -> list[Path]:
+    """Files of older versions of the decisions that know more of an erased row than its hashes."""
+    path = decisions.path(home)
+    if not tables.exists(path):
+        return []
+    living = set(tables.open_table(path).file_uris())
+    return [file for file in _holding(path, erased=erased) if str(file) not in living]
+
+
+@dataclass(frozen=True)
+class _Decided:
+    """What the decisions hold of erased rows."""
+
+    rows: int = 0
+    """Rows of which more than hashes and sizes is kept."""
+    banded: int = 0
+    """Rows that may stand between others that are nearly the same."""
+    displaced: int = 0
+    """Other rows that they displaced."""
+
+
+def _decided(home: Home, before: PrepareRecord, *, erased: Erased) -> _Decided:
+    if before.decisions is None:
+        return _Decided()
+    condition = erased.condition()
+    more = f"(bands IS NOT NULL OR private IS NOT NULL OR {FIT})"
+    sql = (
+        f"SELECT sum(CASE WHEN ({condition}) AND {more} THEN 1 ELSE 0 END) AS rows, "
+        f"sum(CASE WHEN ({condition}) AND bands IS NOT NULL THEN 1 ELSE 0 END) AS banded, "
+        f"sum(CASE WHEN displaced_by IN ({listed(erased.doc_ids)}) AND NOT ({condition}) THEN 1 ELSE 0 END) "
+        "AS displaced FROM rows"
+    )
+    path, version = home.resolve(before.decisions.path), before.decisions.version
+    return _Decided(**tables.query(path, version=version, sql=sql).to_pylist()[0])
+
+
+def _erase_decisions(home: Home, before: PrepareRecord, *, erased: Erased) -> TableVersion | None:
+    """Takes all but hashes and sizes of erased rows out of the decisions; the version to pin."""
+    if before.decisions is None:
+        return None
+    decisions.go_back(home, parent=before)
+    table = tables.open_table(home.resolve(before.decisions.path))
+    condition = f"({erased.condition()})"
+    gone = dict.fromkeys(("split", "`group`", "displaced_by"), "NULL")
+    table.update(updates={**gone, "reason": f"'{REASON}'"}, predicate=f"{condition} AND {FIT}")
+    table.update(updates={"bands": "NULL", "private": "NULL"}, predicate=condition)
+    return before.decisions.model_copy(update={"version": table.version()})
+
+
+def _counts_without(
+    home: Home, before: PrepareRecord, *, counted: list[dict[str, Any]], decided_at: TableVersion | None
+) -> dict[str, Any]:
+    """The counts of the record without erased rows; from the decisions, where the documents have them."""
+    if decided_at is not None:
+        copies = "superseded" if "superseded" in before.dropped else "duplicate"
+        return decisions.counts(home, version=decided_at, extra_copies=copies)
+    removed = sum(row["documents"] for row in counted)
+    splits = {**before.splits}
+    for row in counted:
+        splits[row["split"]] -= row["documents"]
+    return {
+        "documents": before.documents - removed, "splits": splits,
+        "num_bytes": before.num_bytes - sum(row["num_bytes"] for row in counted),
+        "dropped": dict(sorted({**before.dropped, REASON: before.dropped.get(REASON, 0) + removed}.items())),
+    }  # fmt: skip
 
 
 def _counts(path: Path, *, version: int, condition: str) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ The JSON is canonical: keys sorted, no spaces, UTF-8. Everything here is an expr
 
 from collections.abc import Callable, Mapping
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, StringType, StructType
 
@@ -49,27 +49,44 @@ def is_conversation(kind: DataType) -> bool:
     return all(isinstance(fields.get(name), StringType) for name in ("role", "content"))
 
 
-def judged(rows: DataFrame, *, kind: str, min_chars: int) -> DataFrame:
-    """Adds `sha256` and `num_bytes` of the contents, and `unfit`: null, or why a row is no document.
+def content_hash(kind: str) -> Column:
+    """SHA-256 of a row's contents, as in the table above; null for a text that is null."""
+    return F.sha2(_canonical(kind).cast("binary"), 256)
 
-    Args:
-        rows: with doc_id and COLUMNS, all of one kind.
-        min_chars: that all contents must have together, after white space at the ends of each is taken off.
-    """
-    texts = _texts(kind)
+
+def num_bytes(kind: str) -> Column:
+    """UTF-8 bytes of a row's contents."""
+    if kind == "text":
+        return F.octet_length("text").cast("long")
+    return _sum(_texts(kind), F.octet_length)
+
+
+def whole_text() -> Column:
+    """All contents of a row, of whatever kind, as one text: a blank line between them."""
+    several = (F.array_join(_texts(kind), "\n\n") for kind in ("chat", "preference"))
+    return F.coalesce(F.col("text"), *several)
+
+
+def unfit(kind: str) -> Column:
+    """Why a row is no document of its kind; null where it is one."""
     reason = F.when(F.col("doc_id").isNull(), "null_key")
     for name, broken in _broken(kind).items():
         reason = reason.when(broken, name)
     if kind == "text":
-        blank, num_chars = F.col("text").rlike(BLANK), F.char_length(F.regexp_replace("text", EDGES, ""))
-        valid, num_bytes = F.is_valid_utf8("text"), F.octet_length("text").cast("long")
+        valid, blank = F.is_valid_utf8("text"), F.col("text").rlike(BLANK)
     else:
-        blank = F.exists(texts, lambda one: one.rlike(BLANK))
-        num_chars = _sum(texts, lambda one: F.char_length(F.regexp_replace(one, EDGES, "")))
-        valid, num_bytes = F.forall(texts, F.is_valid_utf8), _sum(texts, F.octet_length)
-    reason = reason.when(~valid, "invalid_utf8").when(blank, "blank").when(num_chars < min_chars, "too_short")
-    sha256 = F.sha2(_canonical(kind).cast("binary"), 256)
-    return rows.select("*", sha256.alias("sha256"), num_bytes.alias("num_bytes"), reason.alias("unfit"))
+        texts = _texts(kind)
+        valid, blank = F.forall(texts, F.is_valid_utf8), F.exists(texts, lambda one: one.rlike(BLANK))
+    return reason.when(~valid, "invalid_utf8").when(blank, "blank")
+
+
+def too_short(kind: str, *, min_chars: int) -> Column:
+    """`too_short` where all contents have fewer characters together, after white space at the ends of each is cut."""
+    if kind == "text":
+        num_chars = F.char_length(F.regexp_replace("text", EDGES, ""))
+    else:
+        num_chars = _sum(_texts(kind), lambda one: F.char_length(F.regexp_replace(one, EDGES, "")))
+    return F.when(num_chars < min_chars, "too_short")
 
 
 def _message(role: Column | str, content: Column) -> Column:

@@ -14,8 +14,8 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, SparkSession
 
 from tessera.errors import SourceError
-from tessera.prepare.documents import column, doc_id, has_key, row_key
 from tessera.prepare.forget import strings
+from tessera.prepare.read import column, contents_of, doc_id, has_key, row_key
 from tessera.prepare.sources import Source
 
 NO_VECTORS = "spark.databricks.delta.delete.deletionVectors.persistent"
@@ -67,7 +67,7 @@ def ids_in(spark: SparkSession, source: Source, *, table: str) -> list[str]:
 def find(spark: SparkSession, source: Source, *, doc_ids: Sequence[str]) -> list[Row]:
     """The rows of these ids that the source has at the version it is pinned at, whatever its row filter."""
     table = _table(spark, source)
-    contents = [column(name).alias(role) for role, name in source.settings.contents.items()]
+    contents = [content.alias(role) for role, content in contents_of(table, source=source).items()]
     found = table.where(_is_one_of(source, doc_ids)).select(_id(source).alias("doc_id"), *contents)
     return [
         Row(doc_id=row["doc_id"], texts=tuple(text for name, value in row.items() if name != "doc_id"

@@ -7,6 +7,11 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from tessera.config import Section
+from tessera.prepare.contamination.settings import DecontaminateSettings
+from tessera.prepare.duplicates.settings import NearDuplicateSettings
+from tessera.prepare.private.settings import PrivateSettings
+from tessera.prepare.quality.settings import QualitySettings
+from tessera.prepare.report.settings import ReportSettings
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -38,26 +43,30 @@ class SourceSettings(Section):
     id: str | tuple[str, ...] = "id"
     """The column, or columns, of the row key."""
     text: str = "text"
-    """Kind text: the column of the text."""
+    """Kind text: the column of the text, or a template over columns: `{title}: {body}`; so for the other texts."""
     system: str | None = None
-    """Kind instruction: the column of what the assistant is told before the prompt, where rows have it."""
+    """Kind instruction: what the assistant is told before the prompt, where rows have it."""
     prompt: str = "prompt"
-    """Kinds instruction and preference: the column of what the user says."""
+    """Kinds instruction and preference: what the user says."""
     response: str = "response"
-    """Kind instruction: the column of what the assistant says."""
+    """Kind instruction: what the assistant says."""
     messages: str = "messages"
     """Kind chat: the column of the conversation, an array of structs with role (system first or nowhere, then user and
     assistant by turns, assistant last) and content."""
     chosen: str = "chosen"
-    """Kind preference: the column of the better answer."""
+    """Kind preference: the better answer."""
     rejected: str = "rejected"
-    """Kind preference: the column of the worse answer."""
+    """Kind preference: the worse answer."""
     updated: str | None = None
     """The column that says which of several rows of one key is the newest, for `on_duplicate: last`."""
     where: str | None = None
     """An SQL condition on the table's columns; other rows are never read."""
+    weight: float = Field(1.0, gt=0, le=1)
+    """Share of the source's rows that are kept, by hash of their key: the same ones every time."""
     purposes: tuple[str, ...] = ()
-    """What this source may be used for; carried to its documents."""
+    """What this source may be used for; carried to its documents. Empty: nothing is declared."""
+    license: str | None = None
+    """The licence of its text: an SPDX expression, such as `CC-BY-4.0` or `MIT OR Apache-2.0`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -102,6 +111,20 @@ class PrepareSettings(Section):
     """Share of the documents kept out of training, by hash of their content: the same ones every time."""
     min_chars: int = Field(20, ge=1)
     """Shorter documents are dropped, after white space at both ends is taken off for the count."""
+    purpose: str | None = None
+    """What the documents are prepared for: a source that declares purposes, and not this one, is refused."""
+    licenses: tuple[str, ...] | None = None
+    """The licences that may be read, as SPDX identifiers; null: any, and none."""
+    private: PrivateSettings = PrivateSettings()
+    """What is done about private data, by its type."""
+    quality: QualitySettings = QualitySettings()
+    """Filters by the quality of the text, each off until it is named."""
+    decontaminate: DecontaminateSettings | None = None
+    """Evaluation sets whose text must not be trained on; null: none."""
+    near_duplicates: NearDuplicateSettings | None = None
+    """Drops all but one of documents that are nearly the same; null: only equal ones."""
+    report: ReportSettings = ReportSettings()
+    """What is told of the documents."""
     on_duplicate: Literal["refuse", "last", "all"] = "refuse"
     """A row key that occurs twice in a source: stop, keep the row that is newest by the source's `updated`
     column (by content hash where there is none), or keep every row."""

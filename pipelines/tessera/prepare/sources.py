@@ -13,12 +13,15 @@ from tessera import tables
 from tessera.errors import SourceError
 from tessera.home import Home
 from tessera.lineage import TableVersion
+from tessera.prepare import template
 from tessera.prepare.settings import SourceSettings
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 STRING_TYPES = ("string", "large_string", "string_view")
+PLAIN_TYPES = ("byte", "short", "integer", "int", "bigint", "long", "tinyint", "smallint", "boolean", "date")
+"""Types whose text is the same in every session: those that a template may name beside strings."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Source:
             **settings.contents,
             "updated": settings.updated,
             "where": settings.where,
+            "weight": settings.weight,
             "purposes": list(settings.purposes),
         }
 
@@ -154,18 +158,27 @@ def _locate_in_catalog(
 
 
 def _check_columns(settings: SourceSettings, *, columns: dict[str, str], where: str) -> None:
-    contents = {role: (name,) for role, name in settings.contents.items()}
+    contents = {role: template.names(value, columns=columns) for role, value in settings.contents.items()}
     for role, names in {"id": settings.key, **contents, "updated": (settings.updated,)}.items():
         for name in names:
             if name is not None and name not in columns:
                 raise SourceError(
                     f"{where} has no column {name!r} for prepare.sources.{role}; it has: {', '.join(columns)}"
                 )
-    for role, name in settings.contents.items():
-        fits = columns[name].startswith("array") if role == "messages" else columns[name] in STRING_TYPES
-        if not fits:
-            wanted = "array<struct<role string, content string>>" if role == "messages" else "string"
-            raise SourceError(
-                f"{where}: the {role} column {name!r} is of type {columns[name]}, wanted {wanted}; "
-                "name another column, or cast it in a view"
-            )
+    for role, names in contents.items():
+        for name in names:
+            _check_type(columns[name], role=role, name=name, templated=name != settings.contents[role], where=where)
+
+
+def _check_type(found: str, *, role: str, name: str, templated: bool, where: str) -> None:
+    if role == "messages":
+        fits, wanted = found.startswith("array"), "array<struct<role string, content string>>"
+    elif templated:
+        fits, wanted = found in (*STRING_TYPES, *PLAIN_TYPES), "string, a whole number, boolean or date"
+    else:
+        fits, wanted = found in STRING_TYPES, "string"
+    if not fits:
+        raise SourceError(
+            f"{where}: the {role} column {name!r} is of type {found}, wanted {wanted}; name another column, or cast it "
+            "in a view"
+        )

@@ -36,7 +36,7 @@ from tessera import erasures, failpoints, lineage, publish, tasks
 from tessera.errors import Conflict, PromptError, SourceError, TesseraError, TokenizerError
 from tessera.home import Home
 from tessera.lineage import ScoreRecord, TableVersion
-from tessera.prepare import documents
+from tessera.prepare import read
 from tessera.prepare.sources import Located
 from tessera.progress import Tell, silent
 from tessera.publish import Publication
@@ -209,21 +209,21 @@ def _answer_row(engine: "Engine", prompt: str, *, options: dict[str, Any], doc_i
 
 def _rows(spark: SparkSession, source: Located, *, settings: ScoreSettings, home: Home) -> DataFrame:
     """(doc_id, row_key, prompt, prompt_sha256, reason) of the source; `reason` says why a row cannot be asked."""
-    table = documents.read_pinned(spark, source, where=settings.where, option=f"score.source {settings.name}: where")
+    table = read.read_pinned(spark, source, where=settings.where, option=f"score.source {settings.name}: where")
     template = answers.template_of(settings)
-    row_key, has_key = documents.row_key(settings.key), documents.has_key(settings.key)
+    row_key, has_key = read.row_key(settings.key), read.has_key(settings.key)
     prompt = _prompt(template, types=dict(table.dtypes))
     reason = F.when(~has_key, "null_key")
     for name in dict.fromkeys(name for _, name in template if name is not None):
-        reason = reason.when(documents.column(name).isNull(), f"null_in_{name}")
+        reason = reason.when(read.column(name).isNull(), f"null_in_{name}")
     erased = sorted(erasures.read(home).doc_ids)
     if erased:
-        reason = reason.when(documents.doc_id(source.pinned.name, row_key=row_key).isin(erased), erasures.REASON)
+        reason = reason.when(read.doc_id(source.pinned.name, row_key=row_key).isin(erased), erasures.REASON)
     reason = reason.when(~(F.is_valid_utf8(row_key) & F.is_valid_utf8(prompt)), "not_utf8")
     keyed = table.select(
         row_key.alias("row_key"), prompt.alias("prompt"), reason.alias("reason"), has_key.alias("has_key")
     )
-    doc_id = documents.doc_id(source.pinned.name, row_key=F.col("row_key"))
+    doc_id = read.doc_id(source.pinned.name, row_key=F.col("row_key"))
     return keyed.select(
         F.when(F.col("has_key"), doc_id).alias("doc_id"),
         "row_key",
@@ -239,7 +239,7 @@ def _prompt(template: Template, *, types: dict[str, str]) -> Column:
     for literal, name in template:
         parts.append(F.lit(literal))
         if name is not None:
-            parts.append(_as_text(documents.column(name), kind=types[name]))
+            parts.append(_as_text(read.column(name), kind=types[name]))
     return F.concat(*parts)
 
 

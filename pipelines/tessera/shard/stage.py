@@ -25,7 +25,8 @@ def fingerprint(prepared: PrepareRecord, *, settings: ShardSettings, home: Home)
     Raises:
         TokenizerError: the settings name a folder that is no tokenizer, or another tokenizer than the set's.
     """
-    documents: list[object] = [prepared.table.name, prepared.table.version, prepared.fingerprint]
+    version = prepared.table.version if prepared.content_version is None else prepared.content_version
+    documents: list[object] = [prepared.table.name, version, prepared.content or prepared.fingerprint]
     compacted = compaction(prepared, settings=settings, home=home)
     if compacted != NOT_COMPACTED:
         documents.append({"compacted": compacted})

@@ -84,6 +84,8 @@ class TrainSettings(Section):
     """Sequences of a global batch, over all ranks; a multiple of `ranks`."""
     seed: int = Field(17, ge=0, lt=2**31)
     """Decides the first values of the weights and the order of the samples."""
+    purpose: str | None = Field(None, min_length=1, json_schema_extra=EXECUTION)
+    """What the model is trained for: a set with documents of a source that does not allow it is refused."""
     resume_data: Literal["same", "ignore"] = Field("same", json_schema_extra=EXECUTION)
     """`ignore` lets a run go on from a checkpoint whose set, seed, order, batch or tokenizer is another: samples may
     then come twice or never. Each difference is told."""

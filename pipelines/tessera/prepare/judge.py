@@ -1,0 +1,98 @@
+"""The judgement of single rows: what is wrong with a row, or about it, whatever other rows there are.
+
+`judged` takes source rows through private data, quality, evaluation sets and sampling, in this order, and gives each
+either no reason (it may become a document) or the first one. Rows already unfit are not looked at by what comes later.
+One pass over the text; duplicates, which are about several rows, are found afterwards (`clusters`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from tessera.prepare import kinds, read, stage
+from tessera.prepare.contamination.find import contaminated_by
+from tessera.prepare.contamination.sets import EvaluationSet, read_sets
+from tessera.prepare.duplicates import near
+from tessera.prepare.private.act import applied
+from tessera.prepare.quality import filters
+from tessera.prepare.settings import PrepareSettings
+from tessera.prepare.sources import Source
+
+COLUMNS = (
+    "source", "doc_id", "row_sha256", "updated", "source_version", "kind", "purposes", *kinds.COLUMNS, "sha256",
+    "num_bytes", "private", "contaminated", "unfit", "bands",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What rows are judged by."""
+
+    settings: PrepareSettings
+    evaluation_sets: Sequence[EvaluationSet] = ()
+    key: bytes | None = None
+    """Of pseudonyms."""
+
+    @property
+    def hash(self) -> str:
+        return stage.rules_hash(self.settings)
+
+
+def rules(settings: PrepareSettings) -> Rules:
+    """The rules that settings mean: evaluation sets are read, and the key of pseudonyms.
+
+    Raises:
+        ConfigError: an evaluation set or the key is not there.
+    """
+    sets = read_sets(settings.decontaminate) if settings.decontaminate is not None else ()
+    return Rules(settings=settings, evaluation_sets=sets, key=settings.private.read_key())
+
+
+def rows(spark: SparkSession, source: Source, *, rules: Rules, ids: DataFrame | None = None,
+         partitions: int | None = None) -> DataFrame:  # fmt: skip
+    """The judged rows of a source, COLUMNS.
+
+    Args:
+        ids: source and doc_id of the rows that are wanted; None: all.
+    """
+    found = read.source_rows(spark, source, partitions=partitions)
+    if ids is not None:
+        mine = ids.where(F.col("source") == source.settings.name).select("doc_id")
+        found = read.null_safe_join(found, mine, on=["doc_id"], how="left_semi")
+    return judged(found, kind=source.settings.kind, weight=source.settings.weight, rules=rules)
+
+
+def judged(found: DataFrame, *, kind: str, weight: float, rules: Rules) -> DataFrame:
+    """Judges rows of one kind as `read.source_rows` gives them."""
+    settings = rules.settings
+    found = applied(found, settings=settings.private, key=rules.key)
+    found = found.select("*", kinds.content_hash(kind).alias("sha256"), kinds.num_bytes(kind).alias("num_bytes"))
+    found = _first(found, kinds.too_short(kind, min_chars=settings.min_chars))
+    if kind in settings.quality.kinds:
+        found = _first(found, filters.reason(_text(), settings=settings.quality))
+    found = found.withColumn("contaminated", _contaminated(rules))
+    if settings.decontaminate is not None and settings.decontaminate.action == "drop":
+        found = _first(found, F.concat(F.lit("contaminated:"), F.col("contaminated")))
+    if weight < 1:
+        found = _first(found, F.when(~read.is_sampled(weight), "not_sampled"))
+    bands = F.lit(None) if settings.near_duplicates is None else near.band_hashes(
+        _text(), settings=settings.near_duplicates)  # fmt: skip
+    return found.withColumn("bands", bands.cast("array<bigint>")).select(*COLUMNS)
+
+
+def _text() -> Column:
+    """The whole text of rows that are fit so far; null for others."""
+    return F.when(F.col("unfit").isNull(), kinds.whole_text())
+
+
+def _contaminated(rules: Rules) -> Column:
+    if not rules.evaluation_sets or rules.settings.decontaminate is None:
+        return F.lit(None).cast("string")
+    return contaminated_by(_text(), sets=rules.evaluation_sets, settings=rules.settings.decontaminate)
+
+
+def _first(found: DataFrame, reason: Column) -> DataFrame:
+    """With `unfit` where it was null and the reason is not."""
+    return found.withColumn("unfit", F.coalesce("unfit", reason))

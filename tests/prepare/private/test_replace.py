@@ -1,0 +1,100 @@
+"""Placeholders and pseudonyms: what changes, what stays, and that a second run finds nothing."""
+
+import hashlib
+import hmac
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tessera.prepare.private import detect
+from tessera.prepare.private.replace import PLACEHOLDER, Treatment, found
+from tessera.prepare.private.settings import TYPES
+
+DETECTORS = detect.detectors()
+KEY = b"an example of a key"
+MASK = Treatment(actions=dict.fromkeys(TYPES, "mask"))
+PSEUDONYMS = Treatment(actions=dict.fromkeys(TYPES, "pseudonymise"), key=KEY)
+
+VALUES = (
+    "eva@example.org", "+49 30 123456", "06 12 34 56 78", "555-123-4567", "4111 1111 1111 1111", "4111111111111111",
+    "DE89370400440532013000", "192.168.1.17", "2001:db8::1", "54362315K", "219-09-9999", "hunter2!x", "111222333",
+    "AKIA" "IOSFODNN7EXAMPLF", "1234567",
+)  # fmt: skip
+BETWEEN = (
+    "password=", "postgres://u:", "@host/db", "tel ", "PHONE ", "BSN ", "<EMAIL>", "<CARD:012345678901>", "<PHONE", ">",
+    "-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----", 'secret: "', " ", "\n", ".", ":", "-",
+    "é", "猫", "0", "a",
+)  # fmt: skip
+PIECES = st.lists(st.sampled_from(VALUES + BETWEEN), max_size=14).map(lambda pieces: "".join(pieces).encode())
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("Write to eva@example.org or call +49 30 123456.", "Write to <EMAIL> or call <PHONE>."),
+        ("postgres://app:s3cr3t-pw@db.example/app", "postgres://app:<SECRET>@db.example/app"),
+        ("naïve 猫: 4111 1111 1111 1111\r\n\x00", "naïve 猫: <CARD>\r\n\x00"),
+        ("4111 1111 1111 1111 06 12 34 56 78", "<CARD> <PHONE>"),
+    ],
+)
+def test_values_are_masked_and_the_rest_stays(text: str, wanted: str) -> None:
+    treated = MASK.apply(text.encode(), by=DETECTORS)
+
+    assert treated.data == wanted.encode()
+    assert sum(treated.counts.values()) == wanted.count("<")
+
+
+def test_counting_changes_nothing() -> None:
+    treated = Treatment(actions=dict.fromkeys(TYPES, "count")).apply(b"a@b.org, c@d.org, 192.168.1.17", by=DETECTORS)
+
+    assert treated.data is None
+    assert treated.counts == {"email": 2, "ip": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "normal", "written"),
+    [
+        ("email", "eva@example.org", ["eva@example.org", "Eva@Example.ORG"]),
+        ("phone", "+4930123456", ["+49 30 123456", "+49 (0)30 123456", "0049 30-123456", "+49 30 123456 ext. 12"]),
+        ("card", "4111111111111111", ["4111111111111111", "4111 1111 1111 1111", "4111-1111-1111-1111"]),
+        ("iban", "DE89370400440532013000", ["DE89370400440532013000", "de89 3704 0044 0532 0130 00"]),
+        ("ip", "2001:db8::1", ["2001:db8::1", "2001:0DB8:0:0:0:0:0:1"]),
+        ("national_id", "54362315K", ["54362315K", "54.362.315-K", "54362315-k"]),
+    ],
+)
+def test_equal_values_have_one_pseudonym_however_written(kind: str, normal: str, written: list[str]) -> None:
+    digest = hmac.new(KEY, normal.encode(), hashlib.sha256).hexdigest()[:12]
+
+    for value in written:
+        assert PSEUDONYMS.apply(value.encode(), by=DETECTORS).data == f"<{kind.upper()}:{digest}>".encode()
+
+
+def test_another_key_gives_other_pseudonyms_and_none_is_shown() -> None:
+    other = Treatment(actions=PSEUDONYMS.actions, key=b"another such a key")
+
+    assert other.apply(b"eva@example.org", by=DETECTORS) != PSEUDONYMS.apply(b"eva@example.org", by=DETECTORS)
+    assert "example of a key" not in repr(PSEUDONYMS)
+
+
+@settings(max_examples=500, deadline=None)
+@given(PIECES, st.sampled_from([MASK, PSEUDONYMS]))
+def test_a_second_run_finds_nothing(text: bytes, treatment: Treatment) -> None:
+    once = treatment.apply(text, by=DETECTORS)
+    after = text if once.data is None else once.data
+
+    again = treatment.apply(after, by=DETECTORS)
+
+    assert again.data is None
+    assert again.counts == {}
+    assert found(after, by=DETECTORS) == []
+
+
+@settings(max_examples=300, deadline=None)
+@given(PIECES)
+def test_what_is_between_placeholders_is_as_it_was(text: bytes) -> None:
+    after = MASK.apply(text, by=DETECTORS).data
+    if after is not None:
+        kept = map(re.escape, PLACEHOLDER.split(after))
+        assert re.fullmatch(b"(?s:.+?)".join(kept), text)
