@@ -92,7 +92,10 @@ setup(
     package_dir={"": "pipelines"},
     packages=find_packages("pipelines"),
     package_data={
-        "tessera": ["py.typed", *(f"{room}/*.{kind}" for room in ("explore", "prepare/report") for kind in ("js", "css"))]
+        "tessera": [
+            "py.typed",
+            *(f"{room}/*.{kind}" for room in ("explore", "prepare/report") for kind in ("js", "css")),
+        ]
     },
     data_files=[("share/tessera/conf", [str(path) for path in sorted(Path("conf").glob("*.yaml"))])],
     install_requires=BASE,

@@ -134,13 +134,10 @@ class Tessera:
 
 
 def cpu_seconds() -> float:
-    """Of Spark: the JVM, and its Python workers, those that have ended included."""
-    found = 0.0
-    for process in psutil.Process().children(recursive=True):
-        with_ended = process.cpu_times()
-        if "java" in process.name() or "pyspark" in " ".join(process.cmdline()):
-            found += with_ended.user + with_ended.system + with_ended.children_user + with_ended.children_system
-    return found
+    """Of Spark: the JVM and its Python workers, those that have ended included."""
+    jvm = next(child for child in psutil.Process().children(recursive=True) if child.name() == "java")
+    times = [process.cpu_times() for process in (jvm, *jvm.children(recursive=True))]
+    return sum(one.user + one.system + one.children_user + one.children_system for one in times)
 
 
 def compare(texts: Sequence[str], *, rounds: int, folder: Path) -> None:

@@ -89,7 +89,9 @@ def check(spark: "SparkSession", home: Home, other: Home, source: dict[str, Any]
     return ours
 
 
-@pytest.mark.parametrize(("feed", "near"), [(True, True), (False, True), (False, False)])
+@pytest.mark.parametrize(
+    ("feed", "near"), [(True, True), (False, False), pytest.param(False, True, marks=pytest.mark.slow)]
+)
 def test_an_increment_equals_a_rebuild(
     spark: "SparkSession", home: Home, tmp_path: Path, feed: bool, near: bool
 ) -> None:

@@ -226,6 +226,7 @@ def test_a_covering_condition_is_short_whatever_the_number_of_cells(tmp_path: Pa
     assert found["n"].to_pylist() == [998]
 
 
+@pytest.mark.slow
 def test_cells_that_are_no_neighbours_change_together(
     spark: "SparkSession", home: Home, history: History, tmp_path: Path
 ) -> None:

@@ -71,6 +71,13 @@ def test_equal_values_have_one_pseudonym_however_written(kind: str, normal: str,
         assert PSEUDONYMS.apply(value.encode(), by=DETECTORS).data == f"<{kind.upper()}:{digest}>".encode()
 
 
+def test_a_pseudonym_is_no_number_itself() -> None:
+    card = b"501800000009"
+
+    assert MASK.apply(b"no. " + card, by=DETECTORS).data == b"no. <CARD>"
+    assert MASK.apply(b"no. <EMAIL:" + card + b">", by=DETECTORS).data is None
+
+
 def test_another_key_gives_other_pseudonyms_and_none_is_shown() -> None:
     other = Treatment(actions=PSEUDONYMS.actions, key=b"another such a key")
 
