@@ -138,10 +138,13 @@ def test_spill_goes_when_nothing_below_it_is_young(home: Home, days: float) -> N
     age(home.spill, days=2)
     age(write(home.spill / "spark-1" / "blocks" / "b").parent, days=days)
 
+    write(home.cache / "prepare-1" / "0" / "part")
+    age(home.cache, days=days)
+
     found = list(garbage.spill(home, before=before()))
 
-    assert names(found, home) == ({"spark/spark-1"} if days else set())
-    assert [one.num_bytes for one in found] == ([20] if days else [])
+    assert names(found, home) == ({"spark/spark-1", "cache/prepare-1"} if days else set())
+    assert [one.num_bytes for one in found] == ([20, 10] if days else [])
     with home.spill_lock.open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)  # a session that rests
         assert list(garbage.spill(home, before=before())) == []

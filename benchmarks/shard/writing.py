@@ -7,6 +7,7 @@ some ten minutes. Real text: see corpus.py.
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -21,7 +22,6 @@ from tessera.lineage import PrepareRecord, ShardRecord
 from tessera.shard import stage
 from tessera.shard.settings import ShardSettings
 from tessera.spark import SparkSettings
-from tessera.tasks import parallelism
 
 sys.path.insert(0, str(Path(__file__).parent))
 import corpus
@@ -70,7 +70,7 @@ def one_size(times: int, *, tokenizer: Path) -> dict[str, Any]:
         record = shard(session, home, prepared, settings)
         seconds = time.monotonic() - began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        cores = parallelism(session)
+        cores = os.cpu_count() or 1  # which a local session shares out over more tasks
         spark_module.stop()
     return {
         "times": times, "bytes": num_bytes, "tokens": record.tokens, "fill": record.fill, "shards": record.shards,

@@ -16,8 +16,11 @@ from tessera import delta_log, publish
 from tessera.home import Home
 from tessera.locks import is_shared_or_held
 
-SPARK_SCRATCH = ("spark-*", "blockmgr-*", "artifacts*", "prepare-*", "jvm.log")
+SPARK_SCRATCH = ("spark-*", "blockmgr-*", "artifacts*", "jvm.log")
 """What a session leaves in the spill folder when it is killed."""
+
+OURS = "prepare-*"
+"""What a prepare that was killed leaves in the cache: frames of hashes, see `prepare.scratch`."""
 
 TICK_SECONDS = 0.01
 """By so much the kernel's clock, which dates changes of files, may lag behind ours."""
@@ -55,8 +58,9 @@ def spill(home: Home, *, before: float) -> Iterator[Garbage]:
     """
     if is_shared_or_held(home.spill_lock):
         return
-    for pattern in SPARK_SCRATCH:
-        for path in home.spill.glob(pattern):
+    places = [(home.spill, pattern) for pattern in SPARK_SCRATCH] + [(home.cache, OURS)]
+    for folder, pattern in places:
+        for path in folder.glob(pattern):
             if newest_change(path) < before:
                 yield Garbage("spill", path, "of a Spark session that is gone", size_of(path))
 

@@ -15,7 +15,7 @@ from tessera.prepare import kinds, read, stage
 from tessera.prepare.contamination.find import contaminated_by
 from tessera.prepare.contamination.sets import EvaluationSet, read_sets
 from tessera.prepare.duplicates import near
-from tessera.prepare.private.act import applied
+from tessera.prepare.private.act import COUNTS_TYPE, applied
 from tessera.prepare.quality import filters
 from tessera.prepare.settings import PrepareSettings
 from tessera.prepare.sources import Source
@@ -67,7 +67,10 @@ def rows(spark: SparkSession, source: Source, *, rules: Rules, ids: DataFrame | 
 def judged(found: DataFrame, *, kind: str, weight: float, rules: Rules) -> DataFrame:
     """Judges rows of one kind as `read.source_rows` gives them."""
     settings = rules.settings
-    found = applied(found, settings=settings.private, key=rules.key)
+    if settings.private.looks:
+        found = applied(found, settings=settings.private, key=rules.key)
+    else:
+        found = found.withColumn("private", F.lit(None).cast(COUNTS_TYPE))
     found = found.select("*", kinds.content_hash(kind).alias("sha256"), kinds.num_bytes(kind).alias("num_bytes"))
     found = _first(found, kinds.too_short(kind, min_chars=settings.min_chars))
     if kind in settings.quality.kinds:

@@ -1,4 +1,4 @@
-"""Frames that Spark is to work out once: written as Parquet into the spill folder, and gone when the stage ends.
+"""Frames that Spark is to work out once: written as Parquet into the home's cache, and gone when the stage ends.
 
 Unlike a cached frame, one that is read back has a plan of one step, so that plans do not grow with what they are built
 on; and it outlives an executor. Only hashes and counts are kept this way, never text.
@@ -24,7 +24,7 @@ def scratch(home: Home, *, name: str) -> Iterator[Keep]:
     Args:
         name: of the stage run; no two of one name at a time.
     """
-    folder = home.spill / f"prepare-{name}"
+    folder = home.cache / f"prepare-{name}"
     numbers = count()
 
     def keep(frame: DataFrame) -> DataFrame:

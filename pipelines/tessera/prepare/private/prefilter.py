@@ -1,7 +1,8 @@
 """Which texts, and which stretches of a long one, may hold private data: asked of Arrow's RE2, at 500 MB/s a pattern.
 
 Detectors of a family are asked for together first, and one by one only on what is left. A long text is cut into blocks
-twice, the second time half a block further on, so that whatever is shorter than half a block lies whole in one of them.
+twice, the second time half a block further on: whatever is shorter than a quarter of a block lies in one of them whole
+and 512 bytes from its ends.
 """
 
 from collections.abc import Collection, Iterator
@@ -14,9 +15,7 @@ import pyarrow.compute as pc
 from tessera.prepare.private.spans import Detector, Text
 
 BLOCK_BYTES = 2**12
-"""Twice what the longest match of a `Detector.may` needs, and more."""
-AROUND_BYTES = 2**9
-"""How far from the match of its `may` a span may begin: a token around a digit, a number behind its name."""
+"""Four times what any `Detector.may` needs to match."""
 
 
 def passing(values: Any, *, by: Collection[Detector]) -> Iterator[tuple[Detector, np.ndarray]]:
@@ -46,7 +45,7 @@ def regions(data: Text, *, by: Collection[Detector]) -> Iterator[tuple[Detector,
             hit.setdefault(detector, []).append(np.stack([cut[places], cut[places + 1]], axis=1))
     for detector, stretches in hit.items():
         for start, end in _merged(np.concatenate(stretches)):
-            yield detector, max(0, start - AROUND_BYTES), min(num_bytes, end + AROUND_BYTES)
+            yield detector, start, end
 
 
 def _matching(values: Any, pattern: str) -> np.ndarray:
@@ -56,10 +55,10 @@ def _matching(values: Any, pattern: str) -> np.ndarray:
 
 
 def _merged(stretches: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Those that touch, or nearly do, as one."""
+    """Those that touch as one."""
     start = end = -1
     for first, last in sorted(map(tuple, stretches.tolist())):
-        if start >= 0 and first <= end + 2 * AROUND_BYTES:
+        if start >= 0 and first <= end:
             end = max(end, last)
             continue
         if start >= 0:

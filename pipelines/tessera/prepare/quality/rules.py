@@ -23,7 +23,7 @@ from tessera.prepare.quality.settings import (
     StopWordSettings,
     SymbolSettings,
 )
-from tessera.prepare.quality.views import SPACELESS, bound, bound_together, chars, is_spaceless
+from tessera.prepare.quality.views import SPACELESS, bound, bound_together, chars, is_ascii, is_spaceless
 
 ELLIPSES = ("...", "\u2026")
 ELLIPSIS_BYTES = 3
@@ -33,7 +33,7 @@ TERMINAL = tuple(
     ".!?\"'\u2026\u201d\u2019\u00bb\u3002\uff01\uff1f\uff0e\u300d\u300f\u061f\u06d4\u0964\u0965\u104b\u1362\u17d4\u0589"
 )
 """Ends of sentences: full stops, exclamation and question marks of many scripts, and closing quotation marks."""
-SENTENCE_BREAK = "[.!?]+[\"'\u201d\u2019\u00bb)\\]]*[ \t\u00a0]|[\u3002\uff01\uff1f\u0964](?=[^\n])"
+SENTENCE_BREAK = "[.!?]+[\"'\u201d\u2019\u00bb)\\]]* |[\u3002\uff01\uff1f\u0964](?=[^\n])"
 """Where a sentence ends within a line."""
 
 
@@ -61,7 +61,8 @@ def length(text: Column, settings: LengthSettings, *, whole: Column, words: Colu
 
 def digits(text: Column, settings: DigitSettings, *, num_chars: Column) -> Column:
     """Too many decimal digits, of any script."""
-    num_digits = F.char_length(text) - F.char_length(F.regexp_replace(text, r"\p{Nd}+", ""))
+    others = F.when(is_ascii(text), _less(text, "[0-9]+")).otherwise(_less(text, r"\p{Nd}+"))
+    num_digits = F.char_length(text) - F.char_length(others)
     return _first_broken("digits", settings, {"max_digits": lambda limit: num_digits > limit * num_chars})
 
 
@@ -72,7 +73,7 @@ def symbols(text: Column, settings: SymbolSettings, *, words: Column, num_chars:
     by_words: Rules = {
         "max_hashes_per_word": lambda limit: hashes > limit * F.size(words),
         "max_ellipses_per_word": lambda limit: ellipsis_bytes > limit * ELLIPSIS_BYTES * F.size(words),
-        "min_words_with_letter": lambda limit: _count(words, lambda word: word.rlike(r"\p{L}")) < limit * F.size(words),
+        "min_words_with_letter": lambda limit: _count(words, _has_letter) < limit * F.size(words),
     }
     by_lines: Rules = {
         "max_bullet_lines": lambda limit: (
@@ -89,7 +90,7 @@ def symbols(text: Column, settings: SymbolSettings, *, words: Column, num_chars:
 def stop_words(text: Column, settings: StopWordSettings, *, words: Column, num_chars: Column) -> Column:
     """Too few different words of the list."""
     listed = F.array(*map(F.lit, settings.words))
-    found = F.size(F.array_intersect(F.transform(words, F.lower), listed))
+    found = F.size(F.array_intersect(words, listed))
     rules: Rules = {"min_words": lambda limit: found < limit}
     return _first_broken("stop_words", settings, rules, unless=is_spaceless(text=text, num_chars=num_chars))
 
@@ -110,7 +111,8 @@ def c4(text: Column, settings: C4Settings, *, lower_lines: Column) -> Column:
     """A placeholder, a curly brace, or too few sentences in the lines that C4 keeps."""
 
     def is_kept(line: Column) -> Column:
-        enough_words = (F.size(F.split(line, " +")) >= settings.min_line_words) | line.rlike(SPACELESS)
+        num_words = F.size(F.array_remove(F.split(line, " "), ""))
+        enough_words = (num_words >= settings.min_line_words) | line.rlike(SPACELESS)
         return _ends(line) & ~_ends_cut_off(line) & enough_words & ~_holds(line, settings.phrases)
 
     def num_sentences(kept: Column) -> Column:
@@ -177,6 +179,15 @@ def _count(parts: Column, holds: Callable[[Column], Column]) -> Column:
 
 def _without(text: Column, sign: str) -> Column:
     return F.replace(text, F.lit(sign), F.lit(""))
+
+
+def _less(text: Column, pattern: str) -> Column:
+    return F.regexp_replace(text, pattern, "")
+
+
+def _has_letter(word: Column) -> Column:
+    """A lower-case word that begins with an ASCII letter needs no pattern."""
+    return ((word >= "a") & (word < "{")) | word.rlike(r"\p{L}")
 
 
 def _ends(line: Column) -> Column:
