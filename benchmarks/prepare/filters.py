@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,11 +118,12 @@ class Tessera:
         pq.write_table(pa.table({"number": range(len(texts)), "text": texts}), folder / "texts.parquet")
         self._spark = spark_module.session(SparkSettings(master="local[1]"), home=Home(folder / "home"))
         self._texts = self._spark.read.parquet(str(folder / "texts.parquet"))
+        self._clock = Clock()
 
     def judge(self, sections: dict[str, Any]) -> tuple[float, list[str | None]]:
-        before = cpu_seconds()
+        before = self._clock.seconds()
         rows = self._judged(sections).toArrow()
-        seconds = cpu_seconds() - before
+        seconds = self._clock.seconds() - before
         return seconds, rows.sort_by("number")["reason"].to_pylist()
 
     def _judged(self, sections: dict[str, Any]) -> "DataFrame":
@@ -133,11 +135,19 @@ class Tessera:
         return self._texts.select("number", filters.reason(F.col("text"), settings=settings).alias("reason"))
 
 
-def cpu_seconds() -> float:
-    """Of Spark: the JVM and its Python workers, those that have ended included."""
-    jvm = next(child for child in psutil.Process().children(recursive=True) if child.name() == "java")
-    times = [process.cpu_times() for process in (jvm, *jvm.children(recursive=True))]
-    return sum(one.user + one.system + one.children_user + one.children_system for one in times)
+class Clock:
+    """CPU seconds of Spark: the JVM and its Python workers, those that have ended since as they were last seen."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[int, float], float] = {}
+
+    def seconds(self) -> float:
+        jvm = next(child for child in psutil.Process().children(recursive=True) if child.name() == "java")
+        for process in (jvm, *jvm.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                self._seen[process.pid, process.create_time()] = times.user + times.system
+        return sum(self._seen.values())
 
 
 def compare(texts: Sequence[str], *, rounds: int, folder: Path) -> None:

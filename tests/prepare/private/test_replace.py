@@ -35,6 +35,7 @@ PIECES = st.lists(st.sampled_from(VALUES + BETWEEN), max_size=14).map(lambda pie
     [
         ("Write to eva@example.org or call +49 30 123456.", "Write to <EMAIL> or call <PHONE>."),
         ("postgres://app:s3cr3t-pw@db.example/app", "postgres://app:<SECRET>@db.example/app"),
+        ("mssql://scott:tiger99@mssql2017:1433/a?b=ODBC", "mssql://scott:<SECRET>@mssql2017:1433/a?b=ODBC"),
         ("naïve 猫: 4111 1111 1111 1111\r\n\x00", "naïve 猫: <CARD>\r\n\x00"),
         ("4111 1111 1111 1111 06 12 34 56 78", "<CARD> <PHONE>"),
     ],

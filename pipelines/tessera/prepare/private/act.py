@@ -82,15 +82,18 @@ def act_on(batch: Any, *, treatment: Treatment, detectors: tuple[Detector, ...])
 def candidates(values: Any, *, wanted: np.ndarray, detectors: tuple[Detector, ...]) -> dict[int, list[Detector]]:
     """Place of a value -> the detectors that may find something in it, of the values that are wanted.
 
+    A long text gets all of them: `detect.find` asks for its stretches itself.
+
     Args:
         values: a binary Arrow array.
         wanted: a boolean for each value.
     """
-    hopeful: dict[int, list[Detector]] = {}
-    wanted_places = np.flatnonzero(wanted)
-    some = values if len(wanted_places) == len(values) else values.take(pa.array(wanted_places))
+    sizes = pc.fill_null(pc.binary_length(values), 0).to_numpy(zero_copy_only=False)
+    hopeful = {place: list(detectors) for place in np.flatnonzero(wanted & (sizes > detect.LONG_BYTES)).tolist()}
+    short = np.flatnonzero(wanted & (sizes <= detect.LONG_BYTES))
+    some = values if len(short) == len(values) else values.take(pa.array(short))
     for detector, passed in prefilter.passing(some, by=detectors):
-        for place in wanted_places[passed].tolist():
+        for place in short[passed].tolist():
             hopeful.setdefault(place, []).append(detector)
     return hopeful
 

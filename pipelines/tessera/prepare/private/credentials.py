@@ -102,6 +102,8 @@ _NUMBERED_NAME = re.compile(rb"[A-Za-z_]+\d{1,3}")
 _NO_PASSWORDS = frozenset((b"pass", b"password", b"passwd", b"pwd", b"secret", b"user", b"port"))
 _MIXED = re.compile(rb"[A-Z]\d|\d[A-Z]")
 _HEX = re.compile(rb"[0-9A-Fa-f]*")
+_OWN_MARK = b"<SECRET"
+"""How our own placeholder begins: no name of what follows it."""
 _MIN_TOKEN_BYTES = 8
 
 
@@ -132,7 +134,7 @@ def assigned(data: Text) -> Iterator[Span]:
     end = 0
     for place in places(data, words=STEMS):
         match = _ASSIGNED.match(data, place) if place >= end else None
-        if match:
+        if match and before(data, place + len(_OWN_MARK) - 1, num_bytes=len(_OWN_MARK)) != _OWN_MARK:
             for span in _value(data, match.end(), quote=match[2], is_password=match[1] is not None):
                 end = span.end
                 yield span

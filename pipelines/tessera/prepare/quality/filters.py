@@ -76,7 +76,9 @@ def reason(text: Column, *, settings: QualitySettings) -> Column:
         return bound_together({"reason": found, "text": texts["text"]}, _left) if workers else found
 
     def cut(whole: Column) -> Column:
-        return bound_together({"whole": whole, "text": F.substring(whole, 1, settings.max_chars)}, judged)
+        start = F.when(F.octet_length(whole) <= settings.max_chars, whole)
+        start = start.otherwise(F.substring(whole, 1, settings.max_chars))
+        return bound_together({"whole": whole, "text": start}, judged)
 
     found = bound(text, cut)
     return _judge_in_workers(workers)(found) if workers else found

@@ -25,6 +25,9 @@ from tessera.prepare.quality.settings import (
 )
 from tessera.prepare.quality.views import SPACELESS, bound, bound_together, chars, is_ascii, is_spaceless
 
+DIGITS = r"[0-9[\u0660-\x{1fbf9}&&\p{Nd}]]+"
+"""Decimal digits of any script; the range spares most text the look into Unicode's tables."""
+
 ELLIPSES = ("...", "\u2026")
 ELLIPSIS_BYTES = 3
 """Of either, in UTF-8."""
@@ -61,7 +64,7 @@ def length(text: Column, settings: LengthSettings, *, whole: Column, words: Colu
 
 def digits(text: Column, settings: DigitSettings, *, num_chars: Column) -> Column:
     """Too many decimal digits, of any script."""
-    others = F.when(is_ascii(text), _less(text, "[0-9]+")).otherwise(_less(text, r"\p{Nd}+"))
+    others = F.when(is_ascii(text), _less(text, "[0-9]+")).otherwise(_less(text, DIGITS))
     num_digits = F.char_length(text) - F.char_length(others)
     return _first_broken("digits", settings, {"max_digits": lambda limit: num_digits > limit * num_chars})
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 
-SPACES = r"[\t\r\f\p{Z}]"
-"""White space that is no line feed, a character each: all that Unicode calls a separator, tab, return and form feed."""
+SPACES = r"[ \t\r\f\xa0[\u1680-\u3000&&\p{Z}]]"
+"""White space that is no line feed, one character: a Unicode separator, tab, return or form feed. The range spares most
+text the look into Unicode's tables."""
 ASCII_SPACES = "\t\r\f"
 """Those of them in ASCII, beside the space itself."""
 BLANK_LINES = r"\n{2,}|\A\n|\n\z"
@@ -31,8 +32,8 @@ class View:
 
 
 def bound(value: Column, body: Callable[[Column], Column]) -> Column:
-    """`body` of the value, which is evaluated once: a lambda over an array of one."""
-    return F.transform(F.array(value), body).getItem(0)
+    """`body` of the value, which is evaluated once: the last step of an aggregation that has no other."""
+    return F.aggregate(F.array().cast("array<int>"), value, lambda made, _: made, body)
 
 
 def bound_together(values: Mapping[str, Column], body: Callable[[Mapping[str, Column]], Column]) -> Column:
