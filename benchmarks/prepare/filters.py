@@ -1,11 +1,12 @@
 """Quality filters beside datatrove's, on the same text, in one run: documents a CPU second, and how often they agree.
 
-    python benchmarks/prepare/filters.py [--mib 16] [--rounds 3]
+    python benchmarks/prepare/filters.py [--mib 16] [--rounds 3] [--optimising]
 
 The text is half docstrings of the installed packages, half files of /usr/share/doc. Ours run in Spark's local[1],
 reading Parquet; CPU seconds are those of the JVM and its Python workers, Spark's start and one pass to warm up apart.
 datatrove's run in one process over a list in memory, the passes by turns with ours, so that what else runs here hits
-both. It is asked twice: as it comes, with spaCy's words, and with words split at white space as ours are. Thresholds
+both. Tessera's local JVM has no optimising compiler, which pays for a minute of work; --optimising gives it one, as
+clusters have. datatrove is asked twice: as it comes, with spaCy's words, and with words split at white space as ours are. Thresholds
 are equal. datatrove's environment is made from benchmarks/prepare/requirements.in; TESSERA_DATATROVE_PYTHON names its
 Python.
 """
@@ -114,9 +115,10 @@ class Datatrove:
 class Tessera:
     """Spark with one core."""
 
-    def __init__(self, texts: Sequence[str], *, folder: Path) -> None:
+    def __init__(self, texts: Sequence[str], *, optimising: bool, folder: Path) -> None:
+        conf = {"spark.driver.extraJavaOptions": "-XX:+UseSerialGC"} if optimising else {}
         pq.write_table(pa.table({"number": range(len(texts)), "text": texts}), folder / "texts.parquet")
-        self._spark = spark_module.session(SparkSettings(master="local[1]"), home=Home(folder / "home"))
+        self._spark = spark_module.session(SparkSettings(master="local[1]", conf=conf), home=Home(folder / "home"))
         self._texts = self._spark.read.parquet(str(folder / "texts.parquet"))
         self._clock = Clock()
 
@@ -150,8 +152,8 @@ class Clock:
         return sum(self._seen.values())
 
 
-def compare(texts: Sequence[str], *, rounds: int, folder: Path) -> None:
-    theirs, ours = Datatrove(texts, folder=folder), Tessera(texts, folder=folder)
+def compare(texts: Sequence[str], *, rounds: int, optimising: bool, folder: Path) -> None:
+    theirs, ours = Datatrove(texts, folder=folder), Tessera(texts, optimising=optimising, folder=folder)
     num_mb = sum(len(text.encode()) for text in texts) / 1e6
     print(f"{len(texts):,} texts, {num_mb:.1f} MB; documents a CPU second, {rounds} rounds by turns, medians")
     for sections in SETTINGS.values():
@@ -207,9 +209,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mib", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--optimising", action="store_true", help="a JVM with its optimising compiler")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        compare(texts_of(given.mib * 2**20), rounds=given.rounds, folder=Path(folder))
+        texts = texts_of(given.mib * 2**20)
+        compare(texts, rounds=given.rounds, optimising=given.optimising, folder=Path(folder))
 
 
 if __name__ == "__main__":

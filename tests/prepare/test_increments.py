@@ -95,7 +95,7 @@ def check(spark: "SparkSession", home: Home, other: Home, source: dict[str, Any]
 def test_an_increment_equals_a_rebuild(
     spark: "SparkSession", home: Home, tmp_path: Path, feed: bool, near: bool
 ) -> None:
-    history(spark, home, tmp_path, seed=7, feed=feed, near=near, steps=3)
+    history(spark, home, tmp_path, seed=7, feed=feed, near=near, steps=2)
 
 
 @pytest.mark.slow
@@ -224,7 +224,12 @@ def test_an_erased_row_is_turned_in_an_increment(spark: "SparkSession", home: Ho
 
 
 @pytest.mark.parametrize(
-    "point", ["prepare.before_commit:raise", "audit.after_append:raise", "publish.after_commit:raise:2"]
+    "point",
+    [
+        "audit.after_append:raise",
+        pytest.param("prepare.before_commit:raise", marks=pytest.mark.slow),
+        pytest.param("publish.after_commit:raise:2", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_increment_leaves_the_old_version_or_the_new(
     spark: "SparkSession", home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str

@@ -68,6 +68,8 @@ def reason(text: Column, *, settings: QualitySettings) -> Column:
         for name, judge in WORKER_FILTERS.items()
         if (section := getattr(settings, name)) is not None
     ]
+    if not enabled and not workers:
+        return F.lit(None).cast("string")
     if settings.language is not None:
         language.check_installed()
 
