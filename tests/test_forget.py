@@ -389,15 +389,15 @@ def test_rows_are_named_by_a_table_of_keys_too(place: Place, tmp_path: Path) -> 
 
 
 def test_a_prepare_that_an_erasure_overtakes_publishes_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tessera.prepare import documents as room
+    from tessera.prepare import table
 
-    real = room._with_added
+    real = table.changes
 
     def overtaken(*args: Any, **kwargs: Any) -> Any:
         erasures.record(place.home, pairs=[(place.doc_id, None)], why="meanwhile")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(room, "_with_added", overtaken)
+    monkeypatch.setattr(table, "changes", overtaken)
     with pytest.raises(Conflict, match="erased while documents were prepared"):
         place.pipeline(where="number < 100").do("prepare")
     assert DeltaTable(place.home.documents).version() == 1

@@ -6,9 +6,9 @@ The text is half docstrings of the installed packages, half files of /usr/share/
 reading Parquet; CPU seconds are those of the JVM and its Python workers, Spark's start and one pass to warm up apart.
 datatrove's run in one process over a list in memory, the passes by turns with ours, so that what else runs here hits
 both. Tessera's local JVM has no optimising compiler, which pays for a minute of work; --optimising gives it one, as
-clusters have. datatrove is asked twice: as it comes, with spaCy's words, and with words split at white space as ours are. Thresholds
-are equal. datatrove's environment is made from benchmarks/prepare/requirements.in; TESSERA_DATATROVE_PYTHON names its
-Python.
+clusters have. datatrove is asked twice: as it comes, with spaCy's words, and with words split at white space as ours
+are. Thresholds are equal. datatrove's environment is made from benchmarks/prepare/requirements.in;
+TESSERA_DATATROVE_PYTHON names its Python.
 """
 
 import argparse

@@ -150,6 +150,7 @@ def doc_id_of(source: str, key: str) -> str:
     return hashlib.sha256(f"{source}\n{json.dumps({'id': key}, separators=(',', ':'))}".encode()).hexdigest()
 
 
+@pytest.mark.slow
 def test_rows_without_key_and_equal_rows_are_counted_in_increments(
     spark: "SparkSession", home: Home, tmp_path: Path
 ) -> None:
@@ -192,6 +193,7 @@ def test_sources_come_and_go(spark: "SparkSession", home: Home, tmp_path: Path) 
         assert record.changes == how
 
 
+@pytest.mark.slow
 def test_other_settings_and_an_older_version_start_over_or_compare(
     spark: "SparkSession", home: Home, tmp_path: Path
 ) -> None:
