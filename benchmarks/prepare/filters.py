@@ -1,6 +1,6 @@
 """Quality filters beside datatrove's, on the same text, in one run: documents a CPU second, and how often they agree.
 
-    python benchmarks/prepare/filters.py [--mib 16] [--rounds 3] [--optimising]
+    python benchmarks/prepare/filters.py [--mib 16] [--rounds 3] [--optimising] [--only all]
 
 The text is half docstrings of the installed packages, half files of /usr/share/doc. Ours run in Spark's local[1],
 reading Parquet; CPU seconds are those of the JVM and its Python workers, Spark's start and one pass to warm up apart.
@@ -152,17 +152,17 @@ class Clock:
         return sum(self._seen.values())
 
 
-def compare(texts: Sequence[str], *, rounds: int, optimising: bool, folder: Path) -> None:
+def compare(texts: Sequence[str], *, names: Sequence[str], rounds: int, optimising: bool, folder: Path) -> None:
     theirs, ours = Datatrove(texts, folder=folder), Tessera(texts, optimising=optimising, folder=folder)
     num_mb = sum(len(text.encode()) for text in texts) / 1e6
     print(f"{len(texts):,} texts, {num_mb:.1f} MB; documents a CPU second, {rounds} rounds by turns, medians")
-    for sections in SETTINGS.values():
-        ours.judge(sections)
-    for name, sections in SETTINGS.items():
+    for name in names:
+        ours.judge(SETTINGS[name])
+    for name in names:
         seconds: dict[str, list[float]] = {"tessera": [], **{words: [] for words in WORDS}}
         reasons: dict[str, list[str | None]] = {}
         for _ in range(rounds):
-            took, reasons["tessera"] = ours.judge(sections)
+            took, reasons["tessera"] = ours.judge(SETTINGS[name])
             seconds["tessera"].append(took)
             for words in WORDS:
                 took, reasons[words] = theirs.judge(name, words=words)
@@ -210,10 +210,11 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--optimising", action="store_true", help="a JVM with its optimising compiler")
+    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         texts = texts_of(given.mib * 2**20)
-        compare(texts, rounds=given.rounds, optimising=given.optimising, folder=Path(folder))
+        compare(texts, names=given.only, rounds=given.rounds, optimising=given.optimising, folder=Path(folder))
 
 
 if __name__ == "__main__":

@@ -219,5 +219,5 @@ def test_a_text_sources_fingerprint_knows_nothing_of_other_kinds(home: Home, tmp
 
     assert json.dumps(identity, sort_keys=True) == json.dumps(
         {"name": "t", "version": 0, "kind": "text", "id": ["id"], "text": "text", "updated": None, "where": None,
-         "purposes": []}, sort_keys=True,
+         "purposes": [], "weight": 1.0}, sort_keys=True,
     )  # fmt: skip

@@ -39,7 +39,9 @@ PIECES = (
 ODD = (
     "", " ", "\n", "\x00", "   \n\t\u3000", "a", ".", "...", "…" * 500, "#" * 500, "1" * 500, "1 2 3 " * 100,
     "x" * 5000, "a " * 5000, "-\n" * 500, "\n" * 5000, "the the the", PROSE, CHINESE, THAI, RUSSIAN, PROSE.upper(),
-    f"{PROSE} {{", f"{PROSE}\n{PROSE}", f"{PROSE}\n\n" * 2, f"{CHINESE} # # # {CHINESE}", "🐈" * 300, "\ufeff" + PROSE,
+    f"{PROSE} {{", f"{PROSE}\n{PROSE}", f"{PROSE}\n\n" * 2,
+    "\na\n\na\n\n\u3000b", "ab cd ٣٤٥٦ ef", "\n\nc c\n \n c c\n", f"{CHINESE} # # # {CHINESE}", "🐈" * 300,
+    "\ufeff" + PROSE,
 )  # fmt: skip
 
 WHITE = "\n\t\r\f" + "".join(chr(code) for code in range(0x3001) if unicodedata.category(chr(code))[0] == "Z")
@@ -152,10 +154,12 @@ def boilerplate(text: str, limits: Any) -> str | None:
 
 def repeated(text: str, limits: Any) -> str | None:
     for name, parts in (("line", lines_of(text)), ("paragraph", paragraphs_of(text))):
-        if len(again(parts)) > getattr(limits, f"max_duplicate_{name}s") * len(parts):
-            return f"max_duplicate_{name}s"
-        if chars(again(parts)) > getattr(limits, f"max_duplicate_{name}_chars") * chars(parts):
-            return f"max_duplicate_{name}_chars"
+        shares = {f"max_duplicate_{name}s": (len(again(parts)), len(parts))}
+        shares[f"max_duplicate_{name}_chars"] = (chars(again(parts)), chars(parts))
+        for setting, (part, whole) in shares.items():
+            limit = getattr(limits, setting)
+            if limit is not None and part > limit * whole:
+                return setting
     found = repetition.reasons([text], settings=limits)[0]
     return found and found.removeprefix("quality:repetition:")
 
@@ -200,12 +204,14 @@ def judged(rows: "DataFrame", *settings: QualitySettings) -> list[tuple[str | No
 
 def test_every_filter_alone_judges_as_plain_python_does(spark: "SparkSession") -> None:
     texts = [*ODD, *random_texts(300)]
-    settings = [QualitySettings.model_validate({name: SECTIONS[name]}) for name in JUDGES]
+    by_paragraphs = {"max_duplicate_lines": None, "max_duplicate_line_chars": None}
+    cases = [*SECTIONS.items(), ("repetition", by_paragraphs)]
+    settings = [QualitySettings.model_validate({name: section}) for name, section in cases]
 
     found = judged(table(spark, texts), *settings)
 
-    for place, (name, judge) in enumerate(JUDGES.items()):
-        expected = [judge(text, getattr(settings[place], name)) for text in texts]
+    for place, (name, _) in enumerate(cases):
+        expected = [JUDGES[name](text, getattr(settings[place], name)) for text in texts]
         reasons = [row[place] for row in found]
         assert reasons == [rule and f"quality:{name}:{rule}" for rule in expected], name
         assert len(set(reasons)) > (1 if name in ("digits", "stop_words", "boilerplate") else 2), name
@@ -276,6 +282,21 @@ def test_words_are_split_once_and_workers_asked_once(spark: "SparkSession") -> N
 
     assert plan.count("ArrowEvalPython") == 1
     assert plan.count("split(lower(replace(") == 1
+
+
+@pytest.mark.parametrize("ansi", ["true", "false"])
+def test_a_null_text_has_no_reason(spark: "SparkSession", ansi: str) -> None:
+    """Without ANSI rules the size of null is -1."""
+    settings = [QualitySettings.model_validate(sections) for sections in (SECTIONS, {"language": {}})]
+    before = spark.conf.get("spark.sql.ansi.enabled")
+    spark.conf.set("spark.sql.ansi.enabled", ansi)
+    try:
+        found = judged(table(spark, [None, ""]), *settings)
+    finally:
+        spark.conf.set("spark.sql.ansi.enabled", str(before))
+
+    assert found[0] == (None, None)
+    assert all(found[1])
 
 
 def test_no_filter_no_reason(spark: "SparkSession") -> None:

@@ -80,7 +80,7 @@ def reason(text: Column, *, settings: QualitySettings) -> Column:
     def cut(whole: Column) -> Column:
         start = F.when(F.octet_length(whole) <= settings.max_chars, whole)
         start = start.otherwise(F.substring(whole, 1, settings.max_chars))
-        return bound_together({"whole": whole, "text": start}, judged)
+        return F.when(whole.isNotNull(), bound_together({"whole": whole, "text": start}, judged))
 
     found = bound(text, cut)
     return _judge_in_workers(workers)(found) if workers else found
