@@ -21,13 +21,13 @@ demo: $(VENV)/ready
 	$(BIN)/tessera run
 
 test: $(VENV)/ready tools lint
-	$(BIN)/python -m pytest -m "not slow" --durations=15
+	$(BIN)/python -m pytest -m "not slow" --durations=15 -n 2 --dist loadfile
 
 check: $(VENV)/ready lint
 	$(BIN)/python -m pytest -q -m "not slow and not spark and not distributed"
 
 test-all: $(VENV)/ready tools lint
-	$(BIN)/python -m pytest --durations=30
+	$(BIN)/python -m pytest --durations=30 -n 2 --dist loadfile
 
 # A Spark master and two workers on loopback; ranks on both, killed and recovered. All processes end with the tests.
 cluster-test: $(VENV)/ready

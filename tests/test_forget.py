@@ -27,6 +27,7 @@ from tessera.forgetting.target import Wanted
 from tessera.home import Home
 from tessera.lineage import ErasureRecord, PrepareRecord, ShardRecord, TableVersion
 from tessera.pipeline import Pipeline
+from tessera.prepare import decisions
 from tessera.serve import answers
 from tessera.settings import Settings
 from tessera.shard import manifest
@@ -293,6 +294,63 @@ def test_the_same_text_under_another_key_is_kept_out(place: Place) -> None:
     assert isinstance(prepared, PrepareRecord)
     assert prepared.dropped == {"erased": 1}
     assert holders(place.home.root) == Counter()
+
+
+def test_what_a_warehouse_does_to_our_tables_hides_nothing_from_forget(place: Place) -> None:
+    """OPTIMIZE makes versions that carry no record."""
+    spans = place.home.shards / "docs" / "documents"
+    for path in (place.home.documents, decisions.path(place.home), place.home.answers, spans):
+        DeltaTable(path).optimize.compact(target_size=2**30)
+    DeltaTable(manifest.manifest_path(place.home, name="docs")).optimize.compact()
+
+    done = place.forget(delete_source=True)
+
+    assert holders(place.source.parent) == Counter()
+    assert [type(record) for record in done.records][:2] == [PrepareRecord, ShardRecord]
+    prepared, sharded = place.make()
+    assert prepared.rows == prepared.documents == 229
+    assert sharded.splits["train"].documents + sharded.splits["heldout"].documents == 229
+
+
+def test_what_an_erased_row_had_displaced_comes_back_and_the_row_does_not(
+    spark: "SparkSession", tmp_path: Path
+) -> None:
+    place = Place(home=Home(tmp_path / "home"), source=tmp_path / "memos")
+    common = " ".join(np.random.default_rng(0).choice(WORDS, 300))
+    erased = f"{CANARY} {common}"
+    others = (f"{common} {number}" for number in range(100))
+    displaced = next(text for text in others if sha256_of(text) > sha256_of(erased))
+    rows = [{"number": number, "kind": "memo", "body": text_of(number)} for number in range(100, 160)]
+    rows += [{"number": n, "kind": "memo", "body": text} for n, text in ((NUMBER, erased), (8, displaced))]
+    write_deltalake(place.source, pa.Table.from_pylist(rows))
+    given = settings_of(place.source).model_dump(mode="json")
+    given["prepare"]["near_duplicates"] = {"threshold": 0.7}
+
+    def made(**changes: Any) -> PrepareRecord:
+        given["prepare"]["sources"][0] |= changes
+        record = Pipeline(Settings.model_validate(given), home=place.home).do("prepare")
+        assert isinstance(record, PrepareRecord)
+        return record
+
+    assert made().dropped == {"near_duplicate": 1}
+    assert displaced not in {row["text"] for row in tables.read(place.home.documents).to_pylist()}
+    before = holders(place.home.root)
+    assert any(holder.startswith("tables/documents") for holder in before)
+
+    DeltaTable(place.source).delete(f"number = {NUMBER}")
+    with pytest.raises(ForgetFailed, match="source memos"):
+        place.forget()
+
+    assert holders(place.home.root) == Counter()
+    for version, dropped in ((None, {}), (0, {"erased": 1})):
+        assert made(version=version).dropped == dropped
+        assert displaced in {row["text"] for row in tables.read(place.home.documents).to_pylist()}
+        assert holders(place.home.root) == Counter()
+        assert place.doc_id not in {row["doc_id"] for row in tables.read(place.home.documents).to_pylist()}
+
+
+def sha256_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,9 @@ def log_run(
     return run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def page() -> Any:
-    """One browser for all tests here."""
+    """One browser for all tests of a file."""
     with browser() as opened:
         yield opened
 

@@ -19,6 +19,7 @@ from tessera import publish, tables
 from tessera.errors import Conflict
 from tessera.home import Home
 from tessera.lineage import PrepareRecord, TableVersion
+from tessera.prepare.warehouse import commented, join_small_files, session_settings
 
 TABLE = "decisions"
 KEY = ("source", "doc_id", "row_sha256", "updated")
@@ -47,7 +48,9 @@ def read(spark: SparkSession, *, home: Home, record: PrepareRecord) -> DataFrame
 
 def write(decided: DataFrame, *, home: Home, publish_id: str) -> TableVersion:
     """Writes the table whole."""
-    writer = decided.select(*COLUMNS).write.format("delta").mode("overwrite").option("overwriteSchema", "true")
+    writer = (
+        commented(decided.select(*COLUMNS)).write.format("delta").mode("overwrite").option("overwriteSchema", "true")
+    )
     writer = writer.option("userMetadata", _metadata(publish_id))
     if not tables.exists(path(home)):
         writer = writer.options(**publish.UNLOGGED_TEXT, **{"delta.dataSkippingStatsColumns": STATS_COLUMNS})
@@ -75,15 +78,16 @@ def change(decided: DataFrame, *, gone: DataFrame, parent: PrepareRecord, home: 
             f"WHEN MATCHED THEN UPDATE SET {_assigned(COLUMNS)} "
             f"WHEN NOT MATCHED AND NOT c.leaves THEN INSERT ({listed(COLUMNS)}) VALUES ({listed(COLUMNS, of='c')})"
         )
-    version = publish.side_version(path(home), publish_id=publish_id)
-    if version is None:  # nothing to change: Delta made no commit
-        return TableVersion(name=TABLE, path=home.relative(path(home)), version=base)
-    if version != base + 1:
-        raise Conflict(
-            f"documents: another writer changed {home.relative(path(home))} at the same time; nothing of this run was "
-            "published. Run the command again: it starts from the newest version"
-        )
-    return TableVersion(name=TABLE, path=home.relative(path(home)), version=version)
+        merged = publish.side_version(path(home), publish_id=publish_id)
+        if merged is None:  # nothing to change: Delta made no commit
+            return TableVersion(name=TABLE, path=home.relative(path(home)), version=base)
+        if merged != base + 1:
+            raise Conflict(
+                f"documents: another writer changed {home.relative(path(home))} at the same time; nothing of this run "
+                "was published. Run the command again: it starts from the newest version"
+            )
+        join_small_files(spark, path(home))
+    return _written(home, publish_id=publish_id)
 
 
 def go_back(home: Home, *, parent: PrepareRecord) -> int:
@@ -118,19 +122,6 @@ def counts(home: Home, *, version: TableVersion, extra_copies: str) -> dict[str,
         "rows": sum(row["rows"] for row in found), "documents": sum(splits.values()),
         "dropped": dict(sorted(dropped.items())), "splits": splits, "num_bytes": num_bytes,
     }  # fmt: skip
-
-
-@contextmanager
-def session_settings(spark: SparkSession, values: dict[str, str]) -> Iterator[None]:
-    """Session settings while this lasts: what MERGE takes where a writer takes options."""
-    before = {name: spark.conf.get(name, None) for name in values}
-    for name, value in values.items():
-        spark.conf.set(name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            spark.conf.unset(name) if value is None else spark.conf.set(name, value)
 
 
 @contextmanager

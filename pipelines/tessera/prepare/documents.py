@@ -17,12 +17,12 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from tessera import audit, erasures, failpoints, lineage, publish
+from tessera import audit, erasures, failpoints, lineage, publish, tasks
 from tessera.erasures import Erased
 from tessera.errors import Conflict, SourceError
 from tessera.home import Home
 from tessera.lineage import PrepareRecord, TableVersion
-from tessera.prepare import decisions, governance, increments, judge, kinds, outcome, read, stage, table
+from tessera.prepare import decisions, governance, increments, judge, kinds, outcome, read, stage, table, warehouse
 from tessera.prepare.clusters import Texts
 from tessera.prepare.decisions import KEY
 from tessera.prepare.judge import Rules
@@ -32,6 +32,7 @@ from tessera.prepare.sources import Source
 from tessera.progress import Tell, silent
 
 
+@tasks.told
 def write_documents(
     spark: SparkSession,
     *,
@@ -63,6 +64,8 @@ def write_documents(
     judging = _Judging(spark, sources=sources, rules=judge.rules(settings), partitions=partitions)
     parent = None if fresh else increments.find_parent(
         home, publication=publication, sources=sources, rules=judging.rules.hash)  # fmt: skip
+    if parent is not None and warehouse.join_small_files(spark, home.documents, tell=tell):
+        publication = publish.begin(home.documents, name="documents")
     with scratch(home, name=publication.publish_id) as keep, ExitStack() as at_end:
         changed = increments.changed(spark, sources, parent=parent, home=home) if parent is not None else None
         ids = keep(changed.ids) if changed is not None else None

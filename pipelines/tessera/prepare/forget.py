@@ -77,7 +77,7 @@ def publish_without(home: Home, *, erased: Erased) -> PrepareRecord | None:
     if not tables.exists(home.documents):
         return None
     publication = publish.begin(home.documents, name="documents")
-    found = publish.read_record(home.documents, version=publication.parent)
+    found = publish.read_record(home.documents)
     counted = _counts(home.documents, version=publication.parent, condition=erased.condition())
     if found is None:
         return None

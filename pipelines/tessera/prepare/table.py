@@ -16,8 +16,9 @@ from pyspark.sql import functions as F
 from tessera import publish, tables, tasks
 from tessera.errors import SourceError
 from tessera.lineage import Generation, PrepareRecord
-from tessera.prepare import kinds
-from tessera.prepare.decisions import KEY, METADATA_CONF, listed, session_settings, view
+from tessera.prepare import kinds, warehouse
+from tessera.prepare.decisions import KEY, METADATA_CONF, listed, view
+from tessera.prepare.warehouse import session_settings
 from tessera.publish import Publication
 
 STATS_COLUMNS = "doc_id,source,source_version,kind,sha256,num_bytes,group,split,added"
@@ -164,11 +165,12 @@ def _overwrite(documents: DataFrame, *, publication: Publication, record: Prepar
 
 def _save(documents: DataFrame, *, mode: str, publication: Publication, record: PrepareRecord) -> None:
     writer = (
-        _in_order(documents.select(*COLUMNS), num_bytes=record.num_bytes)
+        _in_order(warehouse.commented(documents.select(*COLUMNS)), num_bytes=record.num_bytes)
         .write.format("delta").mode(mode).options(**publication.spark_options(record))
     )  # fmt: skip
     if publication.parent == publish.NO_PARENT:
-        writer = writer.options(**publish.UNLOGGED_TEXT, **{"delta.dataSkippingStatsColumns": STATS_COLUMNS})
+        writer = writer.options(**publish.UNLOGGED_TEXT, **warehouse.CONSTRAINTS)
+        writer = writer.option("delta.dataSkippingStatsColumns", STATS_COLUMNS)
     else:  # what format 1 wrote has fewer columns
         writer = writer.option("mergeSchema", "true")
     with _row_groups(documents.sparkSession):

@@ -69,7 +69,7 @@ def publish_without(
         Conflict: another writer published first.
     """
     publication = publish.begin(manifest.manifest_path(home, name=name), name=f"shards/{name}")
-    before = manifest.read_record(home, name=name, version=publication.parent)
+    before = manifest.read_record(home, name=name)
     cells = _cells(home, before, erased=erased)
     if not cells or before.direct:
         return None
