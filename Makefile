@@ -14,19 +14,19 @@ INSTALL = $(BIN)/uv pip sync --quiet requirements.lock && \
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 endif
 
-.PHONY: demo test check test-all cluster-test connect-test interop interop-lock bench-shard bench-prepare bench-prepare-lock tools wheel gpu-kit lint lock clean
+.PHONY: demo test check test-all cluster-test connect-test interop interop-lock bench-shard bench-prepare bench-prepare-lock archive tools wheel gpu-kit lint lock clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/ready
 	$(BIN)/tessera run
 
-test: $(VENV)/ready tools lint
+test: $(VENV)/ready tools lint archive
 	$(BIN)/python -m pytest -m "not slow" --durations=15 -n 2 --dist loadfile
 
 check: $(VENV)/ready lint
 	$(BIN)/python -m pytest -q -m "not slow and not spark and not distributed"
 
-test-all: $(VENV)/ready tools lint
+test-all: $(VENV)/ready tools lint archive
 	$(BIN)/python -m pytest --durations=30 -n 2 --dist loadfile
 
 # A Spark master and two workers on loopback; ranks on both, killed and recovered. All processes end with the tests.
@@ -44,6 +44,10 @@ interop: $(VENV)/ready .venv-interop/ready
 interop-lock: $(VENV)/ready
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 		--custom-compile-command "make interop-lock" --output-file tests/interop/requirements.txt tests/interop/requirements.in
+
+# Spark then starts in half the time, which many tests do in processes of their own. Some Javas can make none.
+archive: $(VENV)/ready
+	-$(BIN)/tessera jars --archive
 
 # What some tests want beside Python: a browser for the map, a PostgreSQL server. Without them those tests are skipped.
 tools:

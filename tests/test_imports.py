@@ -13,7 +13,7 @@ import tessera
 ROOT = Path(tessera.__file__).parent
 ABOVE = {
     "settings", "results", "stages", "status", "pipeline", "pandas", "command", "shard_commands", "audit_commands",
-    "cli", "jobs",
+    "cli", "class_archive", "jobs",
 }  # fmt: skip
 ROOT_MODULES = {path.stem for path in ROOT.glob("*.py")} - ABOVE
 RANKS = {
@@ -30,6 +30,7 @@ RANKS = {
     "status": 8,
     "forgetting": 8,
     "pipeline": 9,
+    "class_archive": 10,
     "pandas": 10,
     "command": 10,
     "shard_commands": 11,
@@ -40,7 +41,15 @@ RANKS = {
 """A room imports itself, rooms of a lower rank and root modules; prepare and shard leave the model alone."""
 
 WALLS = {
-    "pyspark": ("spark.py", "connect.py", "prepare/", "shard/write/", "train/launch.py", "serve/batch.py"),
+    "pyspark": (
+        "spark.py",
+        "spark_tables.py",
+        "connect.py",
+        "prepare/",
+        "shard/write/",
+        "train/launch.py",
+        "serve/batch.py",
+    ),
     "delta": ("spark.py", "prepare/", "shard/write/"),
     "torch": ("model/", "shard/read/", "train/", "evaluate/", "serve/"),
     "transformers": ("model/", "train/", "serve/"),

@@ -14,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
@@ -139,6 +140,18 @@ def stop() -> None:
         (_existing_session() or started).stop()
 
 
+def end_jvm() -> None:
+    """Ends the JVM of this process, and waits for its end."""
+    from pyspark import SparkContext
+
+    stop()
+    gateway, SparkContext._gateway, SparkContext._jvm = SparkContext._gateway, None, None
+    if gateway is not None:
+        gateway.shutdown()
+        gateway.proc.stdin.close()
+        gateway.proc.wait()
+
+
 def let_go(home: Home) -> bool:
     """Ends the session of this process that spills into the home, if there is one: whether now none does."""
     ours = [file for file in _locks if Path(file.name) == home.spill_lock]
@@ -261,6 +274,20 @@ def fetch_jars() -> list[Path]:
     return jar_files()
 
 
+def archive_path() -> Path | None:
+    """Where the archive of the classes that this Java loads for this pyspark and these jars is, or would be; None where
+    the Java has none of its own classes to build on. See `class_archive`."""
+    import pyspark
+
+    java = find_java()
+    if not (java / "lib" / "server" / "classes.jsa").exists():
+        return None
+    release = (java / "release").read_bytes() if (java / "release").exists() else b""
+    place = str((java, Path(pyspark.__file__).parent, jars_folder()))
+    known = sha256(release + "\n".join([place, pyspark.__version__, *JARS.values()]).encode()).hexdigest()
+    return jars_folder() / f"classes-{known[:16]}.jsa"
+
+
 def _resolved(conf: Mapping[str, str]) -> dict[str, str]:
     return {key: resolve_secret(value) for key, value in conf.items()}
 
@@ -303,7 +330,8 @@ def _conf(settings: SparkSettings, *, home: Home) -> dict[str, str]:
     return conf | {
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
-        "spark.driver.extraJavaOptions": f"{JVM_OPTIONS} -Dderby.system.home={home.spill}",
+        "spark.driver.extraJavaOptions": f"{JVM_OPTIONS} {_archive_option()} -Dderby.system.home={home.spill}",
+        "spark.driver.extraClassPath": os.pathsep.join(str(file) for file in jar_files()),
         "spark.default.parallelism": "4",
         "spark.sql.shuffle.partitions": "4",
         "spark.databricks.delta.snapshotPartitions": "2",
@@ -311,6 +339,16 @@ def _conf(settings: SparkSettings, *, home: Home) -> dict[str, str]:
         "spark.databricks.delta.vacuum.parallelDelete.parallelism": "2",
         "spark.local.dir": str(home.spill),
     }
+
+
+def _archive_option() -> str:
+    """Without the warning of a JVM that cannot use the archive, as one with more on its class path cannot."""
+    archive = archive_path()
+    return (
+        f"-XX:SharedArchiveFile={archive} -Xlog:disable -Xlog:all=warning:stderr"
+        if archive and archive.exists()
+        else ""
+    )
 
 
 def _resolve(*, scratch: Path) -> dict[str, Path]:

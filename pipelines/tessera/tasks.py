@@ -24,10 +24,10 @@ Result = TypeVar("Result")
 
 MEANINGS: tuple[tuple[str, type[TesseraError], str], ...] = (
     (
-        r"FILE_NOT_EXIST|DELTA_FILE_NOT_FOUND",
+        r"FILE_NOT_EXIST|DELTA_FILE_NOT_FOUND|PATH_NOT_FOUND",
         SourceError,
         "the version of the table that is read is no longer readable: a data file of it was removed meanwhile, by a "
-        "vacuum or an erasure; run the stages before again",
+        "vacuum or an erasure; read its newest version, or run the stage that writes it again",
     ),
     (
         r"DELTA_CONCURRENT_|DELTA_PROTOCOL_CHANGED|DELTA_METADATA_CHANGED",
@@ -43,6 +43,8 @@ MEANINGS: tuple[tuple[str, type[TesseraError], str], ...] = (
     ),
 )
 """What is found in an error of Spark, and what it means."""
+
+DAMAGED = re.compile(r"(?:FAILED_READ_FILE|CANNOT_READ_FILE_FOOTER).*?([^/\s]+\.parquet)")
 
 WATCH_SECONDS = 0.5
 MAX_PARALLELISM = 2**16
@@ -79,7 +81,14 @@ def error_of_worker(error: Exception) -> TesseraError | None:
     kind = getattr(errors, found[1], None) if found else None
     if found and isinstance(kind, type) and issubclass(kind, TesseraError):
         return kind(found[2])
-    return next((make(meant) for pattern, make, meant in MEANINGS if re.search(pattern, text)), None)
+    if meant := next((make(meant) for pattern, make, meant in MEANINGS if re.search(pattern, text)), None):
+        return meant
+    if damaged := DAMAGED.search(text):
+        return SourceError(
+            f"{damaged[1]} is no whole Parquet file, and the version of the table that is read names it; restore the "
+            "file, or read another version"
+        )
+    return None
 
 
 def told(work: Callable[Params, Result]) -> Callable[Params, Result]:

@@ -3,6 +3,7 @@
 F1 is in test_documents.py; faults within an increment are in test_increments.py.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -44,12 +45,12 @@ def contents_of(home: Home) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(
     ("point", "published"),
-    [("prepare.before_commit", False), pytest.param("publish.after_commit", True, marks=pytest.mark.slow)],
+    [("prepare.before_commit:kill", False), pytest.param("publish.after_commit:kill:2", True, marks=pytest.mark.slow)],
 )
 def test_f2_f3_a_killed_driver_leaves_the_old_version_or_the_new(
     spark: "SparkSession", home: Home, tmp_path: Path, point: str, published: bool
 ) -> None:
-    given: dict[str, Any] = {"sources": [{"path": str(tmp_path / "t")}], "holdout": 0.2, **NEAR}
+    given: dict[str, Any] = {"sources": [{"path": str(tmp_path / "t")}], "holdout": 0.2}
     make_table(tmp_path / "t", rows_of(texts(60)))
     pipeline = Pipeline(Settings.model_validate({"prepare": given}), home=home)
     first = pipeline.do("prepare")
@@ -57,7 +58,7 @@ def test_f2_f3_a_killed_driver_leaves_the_old_version_or_the_new(
     make_table(tmp_path / "t", rows_of(texts(80))[60:], mode="append")
     command = [str(Path(sys.executable).with_name("tessera")), "prepare"]
     command += [f"--set=prepare.{name}={json.dumps(value)}" for name, value in given.items()]
-    env = {**os.environ, "TESSERA_HOME": str(home.root), "TESSERA_FAIL": f"{point}:kill"}
+    env = {**os.environ, "TESSERA_HOME": str(home.root), "TESSERA_FAIL": point}
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, start_new_session=True) as child:
         said = child.communicate(timeout=200)
         os.killpg(child.pid, signal.SIGKILL) if child.poll() is None else None
@@ -72,7 +73,7 @@ def test_f2_f3_a_killed_driver_leaves_the_old_version_or_the_new(
     assert record.reused is published
     assert record.table.version == first.table.version + 1, "nothing is added twice"
     other = Home(tmp_path / "other")
-    assert outcome_of(home, record) == outcome_of(other, prepare(spark, other, source=given["sources"][0], **NEAR))
+    assert outcome_of(home, record) == outcome_of(other, prepare(spark, other, source=given["sources"][0]))
 
 
 class Once:
@@ -98,7 +99,7 @@ def test_f4_a_task_that_is_tried_again_changes_nothing(
 ) -> None:
     make_table(tmp_path / "t", rows_of([*texts(60), *texts(10)]))
     source, other = {"path": str(tmp_path / "t")}, Home(tmp_path / "other")
-    clean = prepare(spark, other, source=source, **NEAR)
+    clean = prepare(spark, other, source=source)
     fails = Once(tmp_path / "failed")
     from tessera.prepare import read
 
@@ -106,7 +107,7 @@ def test_f4_a_task_that_is_tried_again_changes_nothing(
     original: Callable[..., DataFrame] = getattr(module, name)
     monkeypatch.setattr(module, name, lambda *given, **more: fails.within(original(*given, **more)))
 
-    record = prepare(spark, home, source=source, **NEAR)
+    record = prepare(spark, home, source=source)
 
     assert (tmp_path / "failed").exists()
     assert outcome_of(home, record) == outcome_of(other, clean)
@@ -190,3 +191,24 @@ def test_f17_a_source_that_cannot_be_read_any_more_is_told(
 
     assert not tables.exists(home.documents)
     assert list(home.cache.glob("prepare-*")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_document_of_200_mb_goes_through_whole(spark: "SparkSession", home: Home, tmp_path: Path) -> None:
+    words = Path(json.__file__).read_text(encoding="utf-8").split()
+    lines = (f"{' '.join(words[number % 500 : number % 500 + 60])} {number}" for number in range(500_000))
+    text = "\n".join(lines)[: 200 * 2**20] + "\nwrite to jan.kowalski@example.org"
+    assert len(text) > 190 * 2**20
+    rows = rows_of([*texts(60), text])
+    make_table(tmp_path / "t", rows)
+
+    record = prepare(spark, home, source={"path": str(tmp_path / "t")}, private={"email": "mask"}, **NEAR)
+
+    largest = tables.query(
+        home.documents,
+        version=record.table.version,
+        sql="SELECT text, sha256 FROM rows ORDER BY num_bytes DESC LIMIT 1",
+    ).to_pylist()[0]
+    assert largest["text"] == text.replace("jan.kowalski@example.org", "<EMAIL>")
+    assert hashlib.sha256(largest["text"].encode()).hexdigest() == largest["sha256"]

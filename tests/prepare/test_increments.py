@@ -90,7 +90,7 @@ def check(spark: "SparkSession", home: Home, other: Home, source: dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    ("feed", "near"), [(True, True), (False, False), pytest.param(False, True, marks=pytest.mark.slow)]
+    ("feed", "near"), [(True, True), *(pytest.param(False, near, marks=pytest.mark.slow) for near in (False, True))]
 )
 def test_an_increment_equals_a_rebuild(
     spark: "SparkSession", home: Home, tmp_path: Path, feed: bool, near: bool
@@ -240,14 +240,14 @@ def test_a_killed_increment_leaves_the_old_version_or_the_new(
 
     table = Table(tmp_path / "t", seed=11, feed=False)
     source = {"path": str(table.path)}
-    prepare(spark, home, source=source, **NEAR)
+    prepare(spark, home, source=source)
     before = tables.read(home.documents).to_pylist()
     table.change()
     monkeypatch.setenv("TESSERA_FAIL", point)
     with pytest.raises(InjectedFault):
-        prepare(spark, home, source=source, **NEAR)
+        prepare(spark, home, source=source)
     monkeypatch.delenv("TESSERA_FAIL")
     if not point.startswith("publish"):
         assert tables.read(home.documents).to_pylist() == before
 
-    check(spark, home, Home(tmp_path / "whole"), source, **NEAR)
+    check(spark, home, Home(tmp_path / "whole"), source)

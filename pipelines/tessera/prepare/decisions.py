@@ -20,6 +20,7 @@ from tessera.errors import Conflict
 from tessera.home import Home
 from tessera.lineage import PrepareRecord, TableVersion
 from tessera.prepare.warehouse import commented, join_small_files, session_settings
+from tessera.spark_tables import at_version
 
 TABLE = "decisions"
 KEY = ("source", "doc_id", "row_sha256", "updated")
@@ -43,7 +44,7 @@ def read(spark: SparkSession, *, home: Home, record: PrepareRecord) -> DataFrame
     """The decisions that documents were made by."""
     version = record.decisions
     assert version is not None
-    return spark.read.format("delta").option("versionAsOf", version.version).load(str(home.resolve(version.path)))
+    return at_version(spark, home.resolve(version.path), version=version.version)
 
 
 def write(decided: DataFrame, *, home: Home, publish_id: str) -> TableVersion:

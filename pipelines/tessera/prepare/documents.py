@@ -61,13 +61,14 @@ def write_documents(
     governance.check([source.settings for source in sources], purpose=settings.purpose, licenses=settings.licenses)
     publication = publish.begin(home.documents, name="documents")
     erased = erasures.read(home)
-    judging = _Judging(spark, sources=sources, rules=judge.rules(settings), partitions=partitions)
+    rows_of = [(source, read.source_rows(spark, source, partitions=partitions)) for source in sources]
+    judging = _Judging(rows_of, rules=judge.rules(settings))
     parent = None if fresh else increments.find_parent(
         home, publication=publication, sources=sources, rules=judging.rules.hash)  # fmt: skip
     if parent is not None and warehouse.join_small_files(spark, home.documents, tell=tell):
         publication = publish.begin(home.documents, name="documents")
     with scratch(home, name=publication.publish_id) as keep, ExitStack() as at_end:
-        changed = increments.changed(spark, sources, parent=parent, home=home) if parent is not None else None
+        changed = increments.changed(rows_of, parent=parent, home=home, spark=spark) if parent is not None else None
         ids = keep(changed.ids) if changed is not None else None
         tell("judging rows" if changed is None else "judging rows that changed")
         judged = judging.judged(ids=ids).persist(StorageLevel.DISK_ONLY)
@@ -126,16 +127,13 @@ def write_documents(
 class _Judging:
     """Reads and judges rows of all sources."""
 
-    spark: SparkSession
-    sources: Sequence[Source]
+    rows: Sequence[tuple[Source, DataFrame]]
     rules: Rules
-    partitions: int | None
 
     def judged(self, *, ids: DataFrame | None) -> DataFrame:
         """`judge.COLUMNS` of all rows, or of those with these ids."""
         return read.union([
-            judge.rows(self.spark, source, rules=self.rules, ids=ids, partitions=self.partitions)
-            for source in self.sources
+            judge.rows(rows, source=source, rules=self.rules, ids=ids) for source, rows in self.rows
         ])  # fmt: skip
 
 

@@ -53,32 +53,37 @@ def find_parent(home: Home, *, publication: Publication, sources: Sequence[Sourc
     return record
 
 
-def changed(spark: SparkSession, sources: Sequence[Source], *, parent: PrepareRecord, home: Home) -> Changed:
-    """The rows of all sources that may be other than `parent` has them."""
+def changed(
+    rows: Sequence[tuple[Source, DataFrame]], *, parent: PrepareRecord, home: Home, spark: SparkSession
+) -> Changed:
+    """The rows of all sources that may be other than `parent` has them.
+
+    Args:
+        rows: of each source all its rows, see `read.source_rows`.
+    """
     was = decisions.read(spark, home=home, record=parent)
     known = {table.name: table.version for table in parent.inputs}
-    gone = sorted(known.keys() - {source.settings.name for source in sources})
+    gone = sorted(known.keys() - {source.settings.name for source, _ in rows})
     how = dict.fromkeys(gone, "gone")
     frames = [was.where(F.col("source").isin(gone)).select(*ID)]
-    for source in sources:
+    for source, now in rows:
         name = source.settings.name
         decided = was.where(F.col("source") == name)
-        how[name], ids = _changed_in(spark, source, decided=decided, known=known.get(name))
+        how[name], ids = _changed_in(source, now, decided=decided, known=known.get(name))
         if ids is not None:
             frames.append(ids.select(F.lit(name).alias("source"), "doc_id"))
     return Changed(ids=read.union(frames).distinct(), how=how)
 
 
 def _changed_in(
-    spark: SparkSession, source: Source, *, decided: DataFrame, known: int | None
+    source: Source, now: DataFrame, *, decided: DataFrame, known: int | None
 ) -> tuple[str, DataFrame | None]:
     """How the changes of one source are known, and their doc_ids; None when nothing changed."""
     if known == source.pinned.version:
         return "same", None
-    now = read.source_rows(spark, source)
     if known is None:
         return "whole", now.select("doc_id")
-    if known < source.pinned.version and (fed := _feed(spark, source, after=known)) is not None:
+    if known < source.pinned.version and (fed := _feed(now.sparkSession, source, after=known)) is not None:
         return "feed", fed
     return "compared", _compared(now, decided=decided)
 

@@ -8,7 +8,7 @@ One pass over the text; duplicates, which are about several rows, are found afte
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from tessera.prepare import kinds, read, stage
@@ -50,14 +50,13 @@ def rules(settings: PrepareSettings) -> Rules:
     return Rules(settings=settings, evaluation_sets=sets, key=settings.private.read_key())
 
 
-def rows(spark: SparkSession, source: Source, *, rules: Rules, ids: DataFrame | None = None,
-         partitions: int | None = None) -> DataFrame:  # fmt: skip
+def rows(found: DataFrame, *, source: Source, rules: Rules, ids: DataFrame | None = None) -> DataFrame:
     """The judged rows of a source, COLUMNS.
 
     Args:
+        found: all its rows, see `read.source_rows`.
         ids: source and doc_id of the rows that are wanted; None: all.
     """
-    found = read.source_rows(spark, source, partitions=partitions)
     if ids is not None:
         mine = ids.where(F.col("source") == source.settings.name).select("doc_id")
         found = read.null_safe_join(found, mine, on=["doc_id"], how="left_semi")

@@ -12,6 +12,7 @@ from itertools import count
 from pyspark.sql import DataFrame
 
 from tessera.home import Home
+from tessera.spark_tables import parquet
 
 Keep = Callable[[DataFrame], DataFrame]
 """Gives the same frame, worked out."""
@@ -30,7 +31,7 @@ def scratch(home: Home, *, name: str) -> Iterator[Keep]:
     def keep(frame: DataFrame) -> DataFrame:
         path = str(folder / str(next(numbers)))
         frame.write.parquet(path)
-        return frame.sparkSession.read.schema(frame.schema).parquet(path)
+        return parquet(frame.sparkSession, path, schema=frame.schema)
 
     try:
         yield keep

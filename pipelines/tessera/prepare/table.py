@@ -20,6 +20,7 @@ from tessera.prepare import kinds, warehouse
 from tessera.prepare.decisions import KEY, METADATA_CONF, listed, view
 from tessera.prepare.warehouse import session_settings
 from tessera.publish import Publication
+from tessera.spark_tables import at_version
 
 STATS_COLUMNS = "doc_id,source,source_version,kind,sha256,num_bytes,group,split,added"
 """Delta keeps minima and maxima of these only: text in `_delta_log` would outlive its erasure."""
@@ -57,11 +58,6 @@ class Totals:
     """New documents of rows that were not judged just now."""
 
 
-def at(spark: SparkSession, path: Path, *, version: int) -> DataFrame:
-    """The documents of a version."""
-    return spark.read.format("delta").option("versionAsOf", version).load(str(path))
-
-
 def changes(decided: DataFrame, *, among: DataFrame | None, publication: Publication) -> DataFrame:
     """What becomes of each document of the contents that were looked at.
 
@@ -76,7 +72,7 @@ def changes(decided: DataFrame, *, among: DataFrame | None, publication: Publica
     this_version = F.lit(publication.version).cast("long")
     if publication.parent == publish.NO_PARENT:
         return wanted.withColumns({"added": this_version, "was_split": F.col("split"), "status": F.lit(NEW)})
-    was = at(decided.sparkSession, publication.path, version=publication.parent).select(
+    was = at_version(decided.sparkSession, publication.path, version=publication.parent).select(
         "doc_id", "sha256", "added", F.col("group").alias("was_group"), F.col("split").alias("was_split"),
         F.lit(True).alias("was_there"),
     )  # fmt: skip
@@ -179,7 +175,7 @@ def _save(documents: DataFrame, *, mode: str, publication: Publication, record: 
 
 def _staying(found: DataFrame, *, publication: Publication) -> DataFrame:
     """The documents of the parent version that do not leave, each with its group and split as they are to be."""
-    was = at(found.sparkSession, publication.path, version=publication.parent)
+    was = at_version(found.sparkSession, publication.path, version=publication.parent)
     told = found.where(F.col("status").isin(MOVED, GONE)).select(
         "doc_id", "sha256", "status", F.col("group").alias("new_group"), F.col("split").alias("new_split")
     )

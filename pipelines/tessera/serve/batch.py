@@ -32,7 +32,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from tessera import erasures, failpoints, lineage, publish, tasks
+from tessera import erasures, failpoints, lineage, publish, spark_tables, tasks
 from tessera.errors import Conflict, PromptError, SourceError, TesseraError, TokenizerError
 from tessera.home import Home
 from tessera.lineage import ScoreRecord, TableVersion
@@ -256,7 +256,7 @@ def _with_known(
     """Adds `known`: whether the parent version of the answers holds this row's answer to this very prompt."""
     if publication.parent == publish.NO_PARENT:
         return rows.withColumn("known", F.lit(False))
-    table = spark.read.format("delta").option("versionAsOf", publication.parent).load(str(publication.path))
+    table = spark_tables.at_version(spark, publication.path, version=publication.parent)
     request = answers.request_of(settings, model=model)
     ours = (F.col("model") == model.name) & (F.col("model_version") == model.version) & (F.col("request") == request)
     before = table.where(ours).select("doc_id", "prompt_sha256").distinct().withColumn("known", F.lit(True))
@@ -348,7 +348,7 @@ def _slices(folder: Path) -> Iterator[Path]:
 
 def _answer(spark: SparkSession, pending: Path, *, plan: Plan, num_tasks: int) -> pa.Table:
     """ANSWERED of one slice, spread over all cores."""
-    rows = spark.read.schema(PENDING).parquet(str(pending))
+    rows = spark_tables.parquet(spark, str(pending), schema=PENDING)
     try:
         return rows.repartition(num_tasks, "doc_id").mapInArrow(partial(answer_rows, plan=plan), ANSWERED).toArrow()
     except PySparkException as error:

@@ -27,6 +27,7 @@ from tessera.shard.settings import ShardSettings
 from tessera.shard.write import cells, changes, spans, tokenizers, totals
 from tessera.shard.write.changes import Changes
 from tessera.shard.write.totals import Group
+from tessera.spark_tables import at_version
 
 TASKS_PER_CORE = 2
 SMALL_BYTES = 2**26
@@ -69,7 +70,7 @@ def write_shards(
     began = time.monotonic()
     publication = publish.begin(manifest.manifest_path(home, name=settings.name), name=f"shards/{settings.name}")
     parent = _parent(publication, name=settings.name, fresh=fresh, home=home)
-    table = _read(spark, home.resolve(documents.path), version=documents.version)
+    table = at_version(spark, home.resolve(documents.path), version=documents.version)
     progress("counting documents")
     groups = totals.count(home, documents)
     progress("making the tokenizer")
@@ -149,10 +150,6 @@ def _parent(publication: publish.Publication, *, name: str, fresh: bool, home: H
         for table in (record.manifest, record.spans)
     )
     return None if lacking else record
-
-
-def _read(spark: SparkSession, path: Path, *, version: int) -> DataFrame:
-    return spark.read.format("delta").option("versionAsOf", version).load(str(path))
 
 
 def _compactions(compacted: int, *, version: int, name: str, home: Home) -> tuple[int, ...]:
