@@ -324,7 +324,7 @@ def test_what_an_erased_row_had_displaced_comes_back_and_the_row_does_not(
     rows += [{"number": n, "kind": "memo", "body": text} for n, text in ((NUMBER, erased), (8, displaced))]
     write_deltalake(place.source, pa.Table.from_pylist(rows))
     given = settings_of(place.source).model_dump(mode="json")
-    given["prepare"]["near_duplicates"] = {"threshold": 0.7}
+    given["prepare"]["near_duplicates"] = {}
 
     def made(**changes: Any) -> PrepareRecord:
         given["prepare"]["sources"][0] |= changes

@@ -16,8 +16,8 @@ from tessera import delta_log, publish
 from tessera.home import Home
 from tessera.locks import is_shared_or_held
 
-SPARK_SCRATCH = ("spark-*", "blockmgr-*", "artifacts*", "jvm.log")
-"""What a session leaves in the spill folder when it is killed."""
+SPARK_SCRATCH = ("spark-*", "blockmgr-*", "artifacts*", "prepare-*", "jvm.log")
+"""What a session leaves in the spill folder when it is killed; prepare-*: the text that a prepare judged."""
 
 OURS = "prepare-*"
 """What a prepare that was killed leaves in the cache: frames of hashes, see `prepare.scratch`."""

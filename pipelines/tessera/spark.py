@@ -70,8 +70,8 @@ class SparkSettings(Section):
     leaves it to the platform (spark-submit, a job's own session, the Spark Connect server of SPARK_REMOTE)."""
     partitions: int | None = Field(None, ge=1, json_schema_extra=EXECUTION)
     """Partitions of the input; null leaves it to Spark."""
-    driver_memory: str = Field("3g", pattern=r"^\d+[mg]$", json_schema_extra=EXECUTION)
-    """Heap of the local JVM; the ranks need the rest of the machine."""
+    driver_memory: str = Field("4g", pattern=r"^\d+[mg]$", json_schema_extra=EXECUTION)
+    """Most heap of the local JVM; the ranks need the rest of the machine. A document of 200 MB needs 4 GB."""
     conf: dict[str, str] = Field(default_factory=dict, json_schema_extra=EXECUTION)
     """Further Spark configuration, over the local defaults."""
 

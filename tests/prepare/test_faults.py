@@ -195,20 +195,25 @@ def test_f17_a_source_that_cannot_be_read_any_more_is_told(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_document_of_200_mb_goes_through_whole(spark: "SparkSession", home: Home, tmp_path: Path) -> None:
+def test_a_document_of_200_mb_goes_through_whole(home: Home, tmp_path: Path) -> None:
+    """By the command, with the memory that it takes by default."""
     words = Path(json.__file__).read_text(encoding="utf-8").split()
     lines = (f"{' '.join(words[number % 500 : number % 500 + 60])} {number}" for number in range(500_000))
     text = "\n".join(lines)[: 200 * 2**20] + "\nwrite to jan.kowalski@example.org"
     assert len(text) > 190 * 2**20
-    rows = rows_of([*texts(60), text])
-    make_table(tmp_path / "t", rows)
+    make_table(tmp_path / "t", rows_of([*texts(60), text]))
+    given = {"sources": [{"path": str(tmp_path / "t")}], "holdout": 0.2, "private": {"email": "mask"}, **NEAR}
+    command = [str(Path(sys.executable).with_name("tessera")), "prepare"]
+    command += [f"--set=prepare.{name}={json.dumps(value)}" for name, value in given.items()]
 
-    record = prepare(spark, home, source={"path": str(tmp_path / "t")}, private={"email": "mask"}, **NEAR)
+    done = subprocess.run(
+        command, env={**os.environ, "TESSERA_HOME": str(home.root)}, capture_output=True, text=True, check=False
+    )
 
-    largest = tables.query(
-        home.documents,
-        version=record.table.version,
-        sql="SELECT text, sha256 FROM rows ORDER BY num_bytes DESC LIMIT 1",
-    ).to_pylist()[0]
+    assert done.returncode == 0, done.stderr[-2000:]
+    (largest,) = tables.query(
+        home.documents, version=0, sql="SELECT text, sha256 FROM rows ORDER BY num_bytes DESC LIMIT 1"
+    ).to_pylist()
     assert largest["text"] == text.replace("jan.kowalski@example.org", "<EMAIL>")
     assert hashlib.sha256(largest["text"].encode()).hexdigest() == largest["sha256"]
+    assert list(home.root.rglob("prepare-*/*")) == []

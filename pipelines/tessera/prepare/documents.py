@@ -8,12 +8,10 @@ time; the driver sees counts.
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -67,12 +65,11 @@ def write_documents(
         home, publication=publication, sources=sources, rules=judging.rules.hash)  # fmt: skip
     if parent is not None and warehouse.join_small_files(spark, home.documents, tell=tell):
         publication = publish.begin(home.documents, name="documents")
-    with scratch(home, name=publication.publish_id) as keep, ExitStack() as at_end:
+    with scratch(home, name=publication.publish_id) as (keep, keep_text):
         changed = increments.changed(rows_of, parent=parent, home=home, spark=spark) if parent is not None else None
         ids = keep(changed.ids) if changed is not None else None
         tell("judging rows" if changed is None else "judging rows that changed")
-        judged = judging.judged(ids=ids).persist(StorageLevel.DISK_ONLY)
-        at_end.callback(judged.unpersist)
+        judged = keep_text(judging.judged(ids=ids))
         rows = keep(outcome.own(judged, erased=erased, settings=settings))
         _refuse_duplicates(rows, settings=settings)
         texts = partial(_texts, judged=judged, judging=judging)

@@ -22,6 +22,8 @@ COLUMNS = {"text": "string", "messages": MESSAGES, "prompt": "string", "chosen":
 
 BLANK = r"^[\s\p{Z}\x00]*$"
 EDGES = r"^[\s\p{Z}\x00]+|[\s\p{Z}\x00]+$"
+BEGINNING = 2**16
+"""Characters of a text at which is looked first."""
 TURNS = "^(system,)?user,assistant(,user,assistant)*$"
 ROLES = ("system", "user", "assistant")
 
@@ -73,20 +75,32 @@ def unfit(kind: str) -> Column:
     for name, broken in _broken(kind).items():
         reason = reason.when(broken, name)
     if kind == "text":
-        valid, blank = F.is_valid_utf8("text"), F.col("text").rlike(BLANK)
+        valid, blank = F.is_valid_utf8("text"), _is_blank(F.col("text"))
     else:
         texts = _texts(kind)
-        valid, blank = F.forall(texts, F.is_valid_utf8), F.exists(texts, lambda one: one.rlike(BLANK))
+        valid, blank = F.forall(texts, F.is_valid_utf8), F.exists(texts, _is_blank)
     return reason.when(~valid, "invalid_utf8").when(blank, "blank")
 
 
 def too_short(kind: str, *, min_chars: int) -> Column:
     """`too_short` where all contents have fewer characters together, after white space at the ends of each is cut."""
     if kind == "text":
-        num_chars = F.char_length(F.regexp_replace("text", EDGES, ""))
+        num_chars = _num_chars(F.col("text"), enough=min_chars)
     else:
-        num_chars = _sum(_texts(kind), lambda one: F.char_length(F.regexp_replace(one, EDGES, "")))
+        num_chars = _sum(_texts(kind), lambda one: _num_chars(one, enough=min_chars))
     return F.when(num_chars < min_chars, "too_short")
+
+
+def _is_blank(text: Column) -> Column:
+    """Looks at no more than the beginning, where that tells: a regular expression copies what it looks at."""
+    return F.substring(text, 1, BEGINNING).rlike(BLANK) & text.rlike(BLANK)
+
+
+def _num_chars(text: Column, *, enough: int) -> Column:
+    """Characters without white space at the ends; of a text whose beginning has enough, the beginning's."""
+    first = F.char_length(F.regexp_replace(F.substring(text, 1, BEGINNING), EDGES, ""))
+    whole = F.char_length(F.regexp_replace(text, EDGES, ""))
+    return F.when(first >= enough, first).otherwise(whole)
 
 
 def _message(role: Column | str, content: Column) -> Column:

@@ -1,13 +1,15 @@
-"""Frames that Spark is to work out once: written as Parquet into the home's cache, and gone when the stage ends.
+"""Frames that Spark is to work out once: written as Parquet into the home, and gone when the stage ends.
 
 Unlike a cached frame, one that is read back has a plan of one step, so that plans do not grow with what they are built
-on; and it outlives an executor. Only hashes and counts are kept this way, never text.
+on; it outlives an executor; and a row of 200 MB needs a third of the memory.
 """
 
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
+from pathlib import Path
 
 from pyspark.sql import DataFrame
 
@@ -19,21 +21,25 @@ Keep = Callable[[DataFrame], DataFrame]
 
 
 @contextmanager
-def scratch(home: Home, *, name: str) -> Iterator[Keep]:
-    """A function that keeps frames while this lasts.
+def scratch(home: Home, *, name: str) -> Iterator[tuple[Keep, Keep]]:
+    """Two functions that keep frames while this lasts: one for hashes and counts, and one for text.
+
+    Text goes where Spark spills it too, so that whoever looks for leftovers of private text knows the place.
 
     Args:
         name: of the stage run; no two of one name at a time.
     """
-    folder = home.cache / f"prepare-{name}"
+    folders = [place / f"prepare-{name}" for place in (home.cache, home.spill)]
     numbers = count()
 
-    def keep(frame: DataFrame) -> DataFrame:
+    def keep(frame: DataFrame, *, folder: Path) -> DataFrame:
         path = str(folder / str(next(numbers)))
-        frame.write.parquet(path)
+        frame.write.option("parquet.enable.dictionary", str(folder == folders[0]).lower()).parquet(path)
         return parquet(frame.sparkSession, path, schema=frame.schema)
 
     try:
-        yield keep
+        hashes, text = (partial(keep, folder=folder) for folder in folders)
+        yield hashes, text
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
