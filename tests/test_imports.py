@@ -13,7 +13,7 @@ import tessera
 ROOT = Path(tessera.__file__).parent
 ABOVE = {
     "settings", "results", "stages", "status", "pipeline", "pandas", "command", "shard_commands", "audit_commands",
-    "cli", "class_archive", "jobs",
+    "cli", "class_archive", "row_lineage", "jobs",
 }  # fmt: skip
 ROOT_MODULES = {path.stem for path in ROOT.glob("*.py")} - ABOVE
 RANKS = {
@@ -29,14 +29,15 @@ RANKS = {
     "stages": 7,
     "status": 8,
     "forgetting": 8,
-    "pipeline": 9,
-    "class_archive": 10,
-    "pandas": 10,
-    "command": 10,
-    "shard_commands": 11,
-    "audit_commands": 11,
-    "cli": 12,
-    "jobs": 13,
+    "row_lineage": 9,
+    "pipeline": 10,
+    "class_archive": 11,
+    "pandas": 11,
+    "command": 11,
+    "shard_commands": 12,
+    "audit_commands": 12,
+    "cli": 13,
+    "jobs": 14,
 }
 """A room imports itself, rooms of a lower rank and root modules; prepare and shard leave the model alone."""
 
@@ -48,6 +49,7 @@ WALLS = {
         "prepare/",
         "shard/write/",
         "train/launch.py",
+        "train/rows_seen.py",
         "serve/batch.py",
     ),
     "delta": ("spark.py", "prepare/", "shard/write/"),

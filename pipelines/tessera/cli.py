@@ -331,6 +331,33 @@ def forget(
 
 
 @app.command()
+def lineage(
+    target: Target = "local",
+    assignments: Assignments = None,
+    source: Annotated[str | None, typer.Option(help="The source whose row keys --row and --keys are.")] = None,
+    row: Annotated[
+        list[str] | None,
+        typer.Option("--row", help="A row key; of several columns a=1,b=2. May be given again."),
+    ] = None,
+    keys: Annotated[str | None, typer.Option(help="A Delta table's folder with the key columns.")] = None,
+    doc_id: Annotated[list[str] | None, typer.Option(help="A document's id; may be given again.")] = None,
+    as_json: Json = False,
+    traceback: Traceback = False,
+) -> None:
+    """Tell which runs and models were trained on rows, how often, and since which step."""
+
+    def work() -> None:
+        with opened(target, assignments) as pipeline:
+            from tessera import row_lineage
+            from tessera.forgetting.target import Wanted
+
+            wanted = Wanted(source=source, ids=tuple(row or ()), keys=keys, doc_ids=tuple(doc_id or ()))
+            row_lineage.show(*pipeline.trained_on(wanted), as_json=as_json)
+
+    guarded(work, show=traceback)
+
+
+@app.command()
 def config(
     target: Target = "local",
     assignments: Assignments = None,

@@ -33,6 +33,7 @@ OWN_TABLES = (
     "audit",
     "erasures",
     "evaluations",
+    "rows_seen",
     "answers",
     "ledger",
 )

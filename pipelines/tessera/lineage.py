@@ -307,6 +307,16 @@ class ErasureRecord(Record):
     table: TableVersion
 
 
+class RowsSeenRecord(Record):
+    """The rows that one training run saw, in `tables/rows_seen`."""
+
+    stage: str = "rows_seen"
+    run: str
+    """The run folder's name."""
+    steps: int
+    table: TableVersion
+
+
 class ForgetRecord(Record):
     """What one `forget` did, in all rooms."""
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tessera.explore.stage import MapResult
     from tessera.forgetting.forget import Forgotten
     from tessera.forgetting.target import Wanted
+    from tessera.row_lineage import TrainedOn
     from tessera.serve.engine import Engine
     from tessera.status import Status
 
@@ -66,6 +67,7 @@ class Pipeline:
     def run(self) -> list[Record]:
         """All stages in order; each finds its recorded result or makes it."""
         if any(action == "run" for stage, action in self.plan().items() if stage in ("prepare", "shard", "train")):
+            spark.import_client()
             self._start_early(lambda: spark.start_early(self.settings.spark, home=self.home))
         records: list[Record] = []
         for stage in self.stages.names:
@@ -106,6 +108,17 @@ class Pipeline:
                 self.home, settings=self.settings, wanted=wanted, spark=self.spark, close=self._settle,
                 ledger=self.results.ledger, dry_run=dry_run, tell=tell,
             )  # fmt: skip
+
+    def trained_on(self, wanted: "Wanted") -> "tuple[list[str], list[TrainedOn]]":
+        """The ids of rows, and the runs and registered models that were trained on each.
+
+        Raises:
+            ConfigError: the rows are not named, or by what is no key of their source.
+        """
+        from tessera import row_lineage
+
+        self._replay()
+        return row_lineage.trained_on(self.home, settings=self.settings, wanted=wanted, spark=self.spark)
 
     def _settle(self) -> None:
         """No early start goes on; a session that spills into the home is ended by `forget`, which asks for it."""

@@ -48,7 +48,8 @@ class Publication:
         return self.parent + 1
 
     def metadata(self, record: Record) -> str:
-        return json.dumps({"publish_id": self.publish_id, "record": record.model_dump(mode="json")}, sort_keys=True)
+        values = {"publish_id": self.publish_id, "version": self.version, "record": record.model_dump(mode="json")}
+        return json.dumps(values, sort_keys=True)
 
     def spark_options(self, record: Record) -> dict[str, str]:
         """Options for a Spark Delta writer that make its commit this publication; call `confirm` afterwards."""
@@ -141,8 +142,19 @@ def delete(publication: Publication, *, condition: str, record: Record) -> int:
     return confirm(publication)
 
 
+def check_parent(publication: Publication) -> None:
+    """Spark's writers go on from whatever version is the newest: to be asked just before one of them begins.
+
+    Raises:
+        Conflict: the parent is not the newest version any more.
+    """
+    newest = tables.open_table(publication.path).version() if tables.exists(publication.path) else NO_PARENT
+    if newest != publication.parent:
+        raise _conflict(publication)
+
+
 def confirm(publication: Publication) -> int:
-    """Reads the commit that should be ours again.
+    """Reads the commit that should be ours again; one of ours that came to lie on another's is undone.
 
     Raises:
         Conflict: it is absent or another's.
@@ -150,6 +162,7 @@ def confirm(publication: Publication) -> int:
     failpoints.hit("publish.after_commit")
     found = _metadata(publication.path, version=publication.version)
     if found is None or found.get("publish_id") != publication.publish_id:
+        _undo(publication)
         raise _conflict(publication)
     return publication.version
 
@@ -253,11 +266,22 @@ def _metadata(path: Path, *, version: int) -> dict[str, Any] | None:
         FormatError: a newer Tessera wrote it.
     """
     found = _parse((delta_log.commit_info(path, version=version) or {}).get("userMetadata"))
+    if found is not None and found.get("version", version) != version:
+        return None  # its writer is about to undo it
     if found is not None:
         lineage.check_format(
             found["record"].get("format"), known=lineage.FORMAT, what=f"the record of {path} version {version}"
         )
     return found
+
+
+def _undo(publication: Publication) -> None:
+    """Takes back what a writer of ours put on top of a commit that it did not know. Nobody reads its record meanwhile:
+    it names another version than it lies in."""
+    misplaced = side_version(publication.path, publish_id=publication.publish_id)
+    table = DeltaTable(publication.path)
+    if misplaced is not None and table.version() == misplaced:
+        table.restore(misplaced - 1)
 
 
 def _parse(metadata: str | None) -> dict[str, Any] | None:

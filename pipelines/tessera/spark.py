@@ -106,6 +106,11 @@ def session(settings: SparkSettings, *, home: Home) -> "SparkSession":
     return _start(SparkSession.builder.appName("tessera").master(settings.master).config(map=conf).getOrCreate)
 
 
+def import_client() -> None:
+    """Imports pyspark whole, before a thread needs it: of two that import it at once, one may be given half of it."""
+    import pyspark.sql  # noqa: F401
+
+
 def start_early(settings: SparkSettings, *, home: Home) -> None:
     """Starts a local JVM and its context, for a thread beside work that needs no Spark; `session` then takes a second.
 

@@ -26,7 +26,7 @@ def at_version(spark: SparkSession, path: Path, *, version: int) -> DataFrame:
         SourceError: there is no such table or version, or it cannot be read any more.
     """
     table = tables.open_table(path, version=version)
-    if table.protocol().min_reader_version > PLAIN_READER:
+    if table.protocol().min_reader_version > PLAIN_READER or table.metadata().partition_columns:
         return spark.read.format("delta").option("versionAsOf", version).load(str(path))
     schema = StructType.fromJson(json.loads(table.schema().to_json()))
     files = [str(path / name) for name in tables.data_files(path, version=version)]

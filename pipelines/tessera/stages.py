@@ -215,7 +215,7 @@ class Stages:
             from tessera.train.launch import Lineage, train
 
             tell("starting Spark")
-            return train(
+            record = train(
                 self.spark(),
                 shards=shards,
                 settings=settings,
@@ -227,6 +227,8 @@ class Stages:
                 fresh=self.fresh,
                 tell=tell,
             )
+            self._note_rows(record, shards=shards, tell=tell)
+            return record
 
         return Work(
             kind=TrainRecord,
@@ -234,6 +236,16 @@ class Stages:
             holds=lambda record: run.verify(record, home=self.home),
             make=make,
         )
+
+    def _note_rows(self, record: TrainRecord, *, shards: ShardRecord, tell: Tell) -> None:
+        """Writes which rows the run saw; it is finished, so what goes wrong here is only told."""
+        from tessera.train import rows_seen
+
+        tell("noting which rows were seen")
+        try:
+            rows_seen.write(self.spark(), train=record, shards=shards, home=self.home)
+        except TesseraError as error:
+            tell(f"rows not noted: {error}")
 
     def evaluate(self, train: TrainRecord) -> Work[EvaluateRecord]:
         from tessera.evaluate import stage

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -155,7 +156,8 @@ def missing_files(path: Path, *, version: int) -> list[str]:
 def data_files(path: Path, *, version: int) -> dict[str, int]:
     """The data files that the table's version names, relative to it, and their bytes."""
     actions = pa.table(open_table(path, version=version).get_add_actions(flatten=True))
-    return dict(zip(actions["path"].to_pylist(), actions["size_bytes"].to_pylist(), strict=True))
+    names = map(unquote, actions["path"].to_pylist())
+    return dict(zip(names, actions["size_bytes"].to_pylist(), strict=True))
 
 
 def remove_data_file(path: Path) -> None:

@@ -139,7 +139,7 @@ def _roots(home: Home, *, settings: Settings, target: Target) -> list[Path]:
 
 def _refuse_blind(home: Home, before: Holdings, *, target: Target, unsearchable: Sequence[str]) -> None:
     """A search that cannot see what is there proves nothing."""
-    looked_for = {doc_id for doc_id, sha256 in target.pairs if sha256} - set(unsearchable)
+    looked_for = target.held - set(unsearchable)
     seen = set().union(
         *(numbers for path, numbers in before.files.items() if path.is_relative_to(home.documents)), set()
     )

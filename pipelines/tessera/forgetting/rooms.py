@@ -8,7 +8,7 @@ from tessera.forgetting import local_log
 from tessera.forgetting.needles import Needles
 from tessera.forgetting.search import Holdings
 from tessera.forgetting.target import Target
-from tessera.garbage import SPARK_SCRATCH, Garbage, remove, size_of
+from tessera.garbage import OURS, SPARK_SCRATCH, Garbage, remove, size_of
 from tessera.home import Home
 from tessera.lineage import Record, TableVersion
 from tessera.prepare import forget as documents
@@ -65,7 +65,7 @@ def _folders(path: Path) -> list[str]:
 
 def _scratch(home: Home) -> list[Path]:
     """Removes what may be a copy of any text: no session works in this home now."""
-    found = [path for pattern in SPARK_SCRATCH for path in home.spill.glob(pattern)]
+    found = [path for pattern in SPARK_SCRATCH for path in home.spill.glob(pattern)] + list(home.cache.glob(OURS))
     found += [path for path in (home.cache / "petastorm",) if path.exists()]
     remove([Garbage("spill", path, "may hold erased text", size_of(path)) for path in found])
     return found

@@ -49,6 +49,8 @@ class Target:
     texts: Mapping[str, list[str]]
     """doc_id -> every text that it was seen with."""
     pairs: tuple[tuple[str, str | None], ...]
+    held: frozenset[str] = frozenset()
+    """Ids of the rows whose text is in a file of the documents."""
     live: dict[str, set[str]] = field(default_factory=dict)
     """Data files of a source's newest version, for those that rows were deleted in."""
 
@@ -57,26 +59,32 @@ def resolve(
     home: Home, *, settings: Settings, wanted: Wanted, spark: "Callable[[], SparkSession]", tell: Tell
 ) -> Target:
     """Ids, what sources and documents still have of them, and what that was."""
-    named = _sources(home, settings=settings, wanted=wanted, spark=spark)
+    named = sources_of(home, settings=settings, wanted=wanted, spark=spark)
     tell("looking into the sources")
-    doc_ids = _doc_ids(named, wanted=wanted, spark=spark)
+    doc_ids = doc_ids_of(named, wanted=wanted, spark=spark)
     from tessera.prepare import rows
 
     present = {one.settings.name: rows.find(spark(), one, doc_ids=doc_ids) for one in named}
-    held = documents.texts(home, erased=erasures.make([(doc_id, None) for doc_id in doc_ids]))
+    asked = erasures.make([(doc_id, None) for doc_id in doc_ids])
+    held = documents.texts(home, erased=asked)
+    displaced = documents.displaced(home, erased=asked)
     pairs: list[tuple[str, str | None]] = []
     texts: dict[str, list[str]] = {}
     for doc_id in doc_ids:
         contents = held.get(doc_id, {})
-        pairs += [(doc_id, sha256) for sha256 in contents] or [(doc_id, None)]
+        known = sorted({*contents, *displaced.get(doc_id, ())})
+        pairs += [(doc_id, sha256) for sha256 in known] or [(doc_id, None)]
         texts[doc_id] = [text for parts in contents.values() for text in parts]
     for found in present.values():
         for row in found:
             texts[row.doc_id] += row.texts
-    return Target(doc_ids=tuple(doc_ids), sources=tuple(named), present=present, texts=texts, pairs=tuple(pairs))
+    return Target(
+        doc_ids=tuple(doc_ids), sources=tuple(named), present=present, texts=texts, pairs=tuple(pairs),
+        held=frozenset(held),
+    )  # fmt: skip
 
 
-def _sources(home: Home, *, settings: Settings, wanted: Wanted, spark: "Callable[[], SparkSession]") -> list[Source]:
+def sources_of(home: Home, *, settings: Settings, wanted: Wanted, spark: "Callable[[], SparkSession]") -> list[Source]:
     """The named source, or all of the configuration, at their newest versions."""
     known = {one.name: one for one in settings.prepare.sources}
     if wanted.source is not None and wanted.source not in known:
@@ -88,9 +96,14 @@ def _sources(home: Home, *, settings: Settings, wanted: Wanted, spark: "Callable
     return [sources.resolve(one, home=home, spark=spark) for one in newest]
 
 
-def _doc_ids(named: Sequence[Source], *, wanted: Wanted, spark: "Callable[[], SparkSession]") -> list[str]:
+def doc_ids_of(named: Sequence[Source], *, wanted: Wanted, spark: "Callable[[], SparkSession]") -> list[str]:
+    """The ids of the rows that are meant.
+
+    Raises:
+        ConfigError: it is not said, or in several ways, or is no id or key.
+    """
     if bool(wanted.ids) + bool(wanted.keys) + bool(wanted.doc_ids) != 1:
-        raise ConfigError("forget takes rows by --id, by --keys or by --doc-id; give one of them")
+        raise ConfigError("rows are named by --id, by --keys or by --doc-id; give one of them")
     if wanted.doc_ids:
         for doc_id in wanted.doc_ids:
             if len(doc_id) != ID_DIGITS or set(doc_id) - set("0123456789abcdef"):

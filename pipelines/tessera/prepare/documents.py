@@ -61,10 +61,17 @@ def write_documents(
     erased = erasures.read(home)
     rows_of = [(source, read.source_rows(spark, source, partitions=partitions)) for source in sources]
     judging = _Judging(rows_of, rules=judge.rules(settings))
-    parent = None if fresh else increments.find_parent(
-        home, publication=publication, sources=sources, rules=judging.rules.hash)  # fmt: skip
+
+    def find_parent() -> PrepareRecord | None:
+        rules = judging.rules.hash
+        return (
+            increments.find_parent(home, publication=publication, sources=sources, rules=rules) if not fresh else None
+        )
+
+    parent = find_parent()
     if parent is not None and warehouse.join_small_files(spark, home.documents, tell=tell):
         publication = publish.begin(home.documents, name="documents")
+        parent = find_parent()
     with scratch(home, name=publication.publish_id) as (keep, keep_text):
         changed = increments.changed(rows_of, parent=parent, home=home, spark=spark) if parent is not None else None
         ids = keep(changed.ids) if changed is not None else None
@@ -116,6 +123,7 @@ def write_documents(
         whole = parent is None
         new = _new_documents(changes, counted=counted, whole=whole, judged=judged, judging=judging)
         table.write(changes, counted=counted, new=new, whole=whole, publication=publication, record=record)
+        _refuse_other_erasures(home, erased=erased, published=True)
     table.check_written(home.documents, record=record)
     return record
 
@@ -181,9 +189,12 @@ def _new_documents(
     return documents if unique else documents.dropDuplicates(["doc_id", "sha256"])
 
 
-def _refuse_other_erasures(home: Home, *, erased: Erased) -> None:
-    if erasures.read(home).digest != erased.digest:
-        raise Conflict("rows were erased while documents were prepared; nothing was published. Run prepare again")
+def _refuse_other_erasures(home: Home, *, erased: Erased, published: bool = False) -> None:
+    if erasures.read(home).digest == erased.digest:
+        return
+    if published:
+        raise Conflict("rows were erased while documents were written, which may hold them; run the same forget again")
+    raise Conflict("rows were erased while documents were prepared; nothing was published. Run prepare again")
 
 
 def _refuse_duplicates(rows: DataFrame, *, settings: PrepareSettings) -> None:

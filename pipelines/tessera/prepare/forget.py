@@ -44,6 +44,19 @@ def texts(home: Home, *, erased: Erased) -> dict[str, dict[str, list[str]]]:
     return found
 
 
+def displaced(home: Home, *, erased: Erased) -> dict[str, set[str]]:
+    """doc_id -> content hashes of erased rows in whose place a row equal, or nearly so, stands in documents."""
+    record = newest(home)
+    if record is None or record.decisions is None:
+        return {}
+    sql = f"SELECT doc_id, sha256 FROM rows WHERE ({erased.condition()}) AND reason IN ('duplicate', 'near_duplicate')"
+    path, version = home.resolve(record.decisions.path), record.decisions.version
+    found: dict[str, set[str]] = {}
+    for row in tables.query(path, version=version, sql=sql).to_pylist():
+        found.setdefault(row["doc_id"], set()).add(row["sha256"])
+    return found
+
+
 def other_texts(home: Home, *, erased: Erased) -> Iterator[Any]:
     """The text of all documents that stay, in any data file, as buffers; what is damaged is passed over."""
     for file in sorted(home.documents.rglob("*.parquet")):

@@ -8,7 +8,6 @@ is new changed as a whole; where one is read in another way than before, all doc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -97,7 +96,9 @@ def _feed(spark: SparkSession, source: Source, *, after: int) -> DataFrame | Non
     try:
         feed = reader.table(source.location) if source.in_catalog else reader.load(source.location)
         ids = feed.select(read.id_of(source).alias("doc_id")).distinct().localCheckpoint()
-    except PySparkException:  # not enabled for all versions, or its files were vacuumed, or the schema changed
+    except (
+        Exception
+    ):  # not enabled for all versions, or its files were vacuumed: then the JVM's own, which has no class
         return None
     return ids
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from tessera.errors import Conflict
 from tessera.prepare import kinds, read, stage
 from tessera.prepare.contamination.find import contaminated_by
 from tessera.prepare.contamination.sets import EvaluationSet, read_sets
@@ -21,8 +22,8 @@ from tessera.prepare.settings import PrepareSettings
 from tessera.prepare.sources import Source
 
 COLUMNS = (
-    "source", "doc_id", "row_sha256", "updated", "source_version", "kind", "purposes", *kinds.COLUMNS, "sha256",
-    "num_bytes", "private", "contaminated", "unfit", "bands",
+    "source", "doc_id", "row_sha256", "updated", read.UPDATED_NUMBER, "source_version", "kind", "purposes",
+    *kinds.COLUMNS, "sha256", "num_bytes", "private", "contaminated", "unfit", "bands",
 )  # fmt: skip
 
 
@@ -34,10 +35,8 @@ class Rules:
     evaluation_sets: Sequence[EvaluationSet] = ()
     key: bytes | None = None
     """Of pseudonyms."""
-
-    @property
-    def hash(self) -> str:
-        return stage.rules_hash(self.settings)
+    hash: str = ""
+    """See `stage.rules_hash`."""
 
 
 def rules(settings: PrepareSettings) -> Rules:
@@ -45,9 +44,13 @@ def rules(settings: PrepareSettings) -> Rules:
 
     Raises:
         ConfigError: an evaluation set or the key is not there.
+        Conflict: an evaluation set was written while it was read.
     """
+    known = stage.rules_hash(settings)
     sets = read_sets(settings.decontaminate) if settings.decontaminate is not None else ()
-    return Rules(settings=settings, evaluation_sets=sets, key=settings.private.read_key())
+    if stage.rules_hash(settings) != known:
+        raise Conflict("an evaluation set was written while it was read; run prepare again")
+    return Rules(settings=settings, evaluation_sets=sets, key=settings.private.read_key(), hash=known)
 
 
 def rows(found: DataFrame, *, source: Source, rules: Rules, ids: DataFrame | None = None) -> DataFrame:
@@ -81,7 +84,8 @@ def judged(found: DataFrame, *, kind: str, weight: float, rules: Rules) -> DataF
         found = _first(found, F.when(~read.is_sampled(weight), "not_sampled"))
     bands = F.lit(None) if settings.near_duplicates is None else near.band_hashes(
         _text(), settings=settings.near_duplicates)  # fmt: skip
-    return found.withColumn("bands", bands.cast("array<bigint>")).select(*COLUMNS)
+    contents = {name: F.when(F.col("unfit").isNull(), F.col(name)) for name in kinds.COLUMNS}
+    return found.withColumns({"bands": bands.cast("array<bigint>"), **contents}).select(*COLUMNS)
 
 
 def _text() -> Column:

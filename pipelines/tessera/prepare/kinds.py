@@ -53,7 +53,13 @@ def is_conversation(kind: DataType) -> bool:
 
 def content_hash(kind: str) -> Column:
     """SHA-256 of a row's contents, as in the table above; null for a text that is null."""
-    return F.sha2(_canonical(kind).cast("binary"), 256)
+    canonical = _canonical(kind)
+    if kind != "text":  # JSON has one character for all bytes that are no text
+        texts = _texts(kind)
+        raw = F.array_join(F.transform(texts, F.hex), ",", "null")
+        is_text = F.coalesce(F.forall(texts, F.is_valid_utf8), F.lit(True))
+        canonical = F.when(is_text, canonical).otherwise(F.concat(canonical, raw))
+    return F.sha2(canonical.cast("binary"), 256)
 
 
 def num_bytes(kind: str) -> Column:

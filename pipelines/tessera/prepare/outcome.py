@@ -45,8 +45,9 @@ def own(judged: DataFrame, *, erased: Erased, settings: PrepareSettings) -> Data
     """OWN of the rows that were judged just now: equal rows are one, with their number."""
     others = ("kind", "sha256", "num_bytes", "private", "contaminated", "bands")
     found = judged.groupBy(*KEY).agg(
-        F.count("*").alias("rows"), *(F.first(name).alias(name) for name in others), F.first("unfit").alias("local")
-    )
+        F.count("*").alias("rows"), *(F.first(name).alias(name) for name in (*others, read.UPDATED_NUMBER)),
+        F.first("unfit").alias("local"),
+    )  # fmt: skip
     if settings.on_duplicate == "last":
         found = found.withColumn("local", F.when(_superseded(), SUPERSEDED).otherwise(F.col("local")))
     return _without_erased(found.withColumn("fresh", F.lit(True)), erased=erased).select(*OWN)
@@ -81,7 +82,7 @@ def increment(
     left = _of_ids(was, ids, how="left_semi")
     staying = keep(_staying(_of_ids(was, ids, how="left_anti"), erased=erased))
     everything = rows.unionByName(staying.select(*OWN))
-    turned = staying.where(F.col("turned")).select("sha256", "bands")
+    turned = staying.where(F.col("turned")).select("sha256", F.col("was_bands").alias("bands"))
     changed = left.where("group IS NOT NULL").select("sha256", "bands").union(_fit(rows)).union(turned)
     fit = _fit(everything) if settings.near_duplicates is None else keep(_fit(everything))
     groups = was.where("group IS NOT NULL").select("sha256", "group").distinct()
@@ -104,9 +105,9 @@ def increment(
 
 
 def _superseded() -> Column:
-    """Whether another row of the key is newer by `updated`, by hashes where that does not tell."""
+    """Whether another row of the key is newer by `updated`: by number, then by text, then by hashes."""
     newest = Window.partitionBy("source", F.coalesce("doc_id", "row_sha256")).orderBy(
-        *(F.desc_nulls_last(name) for name in ("updated", "sha256", "row_sha256"))
+        *(F.desc_nulls_last(name) for name in (read.UPDATED_NUMBER, "updated", "sha256", "row_sha256"))
     )
     return F.col("doc_id").isNotNull() & (F.rank().over(newest) > 1)
 
@@ -114,7 +115,7 @@ def _superseded() -> Column:
 def _staying(was: DataFrame, *, erased: Erased) -> DataFrame:
     """OWN of recorded rows, their outcome as `was_*`, and whether an erasure `turned` it: the displaced come back."""
     found = was.withColumns({
-        "local": clusters.own_judgement(F.col("reason")), "fresh": F.lit(False),
+        "local": clusters.own_judgement(F.col("reason")), "fresh": F.lit(False), "was_bands": F.col("bands"),
         **{f"was_{name}": F.col(name) for name in OUTCOME},
     })  # fmt: skip
     found = _without_erased(found, erased=erased)
@@ -134,11 +135,10 @@ def _without_erased(rows: DataFrame, *, erased: Erased) -> DataFrame:
     marked = rows.join(by_id, rows["doc_id"] == by_id["erased_id"], "left").join(
         by_content, rows["sha256"] == by_content["erased_content"], "left"
     )
-    hit = F.col("local").isNull() & (F.col("erased_id").isNotNull() | F.col("erased_content").isNotNull())
+    hit = F.col("erased_id").isNotNull() | F.col("erased_content").isNotNull()
     gone = {name: F.when(~hit, F.col(name)) for name in ("private", "bands")}
-    return marked.withColumns({"local": F.when(hit, erasures.REASON).otherwise(F.col("local")), **gone}).drop(
-        "erased_id", "erased_content"
-    )
+    local = F.when(hit & F.col("local").isNull(), erasures.REASON).otherwise(F.col("local"))
+    return marked.withColumns({"local": local, **gone}).drop("erased_id", "erased_content")
 
 
 def _listed(spark: SparkSession, values: Iterable[str], *, name: str) -> DataFrame:

@@ -10,12 +10,16 @@ from operator import and_
 from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import NumericType, TimestampType
 
 from tessera.errors import SourceError
 from tessera.prepare import kinds, template
 from tessera.prepare.sources import Located, Source
 
 SAMPLE_BITS = 52
+UPDATED_NUMBER = "updated_number"
+"""Column of source rows: `updated` as a number, of a time its microseconds; null where its text has the same order."""
+EXACT = "decimal(38,9)"
 
 
 def read_pinned(spark: SparkSession, source: Source | Located, *, where: str | None, option: str) -> DataFrame:
@@ -92,6 +96,7 @@ def source_rows(spark: SparkSession, source: Source, *, partitions: int | None =
         F.lit(settings.kind).alias("kind"),
         *kinds.columns(settings.kind, contents=contents_of(table, source=source)),
         updated.alias("updated"),
+        _number(table, settings.updated).alias(UPDATED_NUMBER),
         F.array(*[F.lit(purpose) for purpose in settings.purposes]).cast("array<string>").alias("purposes"),
     )
     return rows.select(
@@ -123,6 +128,13 @@ def null_safe_join(left: DataFrame, right: DataFrame, *, on: Sequence[str], how:
 def union(frames: Sequence[DataFrame]) -> DataFrame:
     """All rows of frames of the same columns."""
     return reduce(DataFrame.unionByName, frames)
+
+
+def _number(table: DataFrame, name: str | None) -> Column:
+    kind = table.select(column(name)).schema[0].dataType if name else None
+    if isinstance(kind, TimestampType):
+        return F.unix_micros(column(str(name))).cast(EXACT)
+    return column(name).cast(EXACT) if name and isinstance(kind, NumericType) else F.lit(None).cast(EXACT)
 
 
 def _text(value: str, *, table: DataFrame) -> Column:

@@ -15,6 +15,14 @@ from tessera.prepare.report.settings import ReportSettings
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
+QUOTED = re.compile(r"'(?:[^'\\]|\\.|'')*'|\"(?:[^\"\\]|\\.)*\"|`[^`]*`")
+HANGS_ON_MORE = re.compile(
+    r"\b(?:now|rand|randn|random|uuid|shuffle|curdate|unix_timestamp)\s*\(|"
+    r"\b(?:current_(?:date|timestamp|time|user|catalog|database|schema)|localtimestamp)\b|\(\s*select\b",
+    re.IGNORECASE,
+)
+"""Of SQL without what is quoted in it: functions of time and chance, and subqueries."""
+
 ROLES = {
     "text": ("text",),
     "instruction": ("system", "prompt", "response"),
@@ -60,7 +68,8 @@ class SourceSettings(Section):
     updated: str | None = None
     """The column that says which of several rows of one key is the newest, for `on_duplicate: last`."""
     where: str | None = None
-    """An SQL condition on the table's columns; other rows are never read."""
+    """An SQL condition on the table's columns; other rows are never read. It may hang on the row alone: no
+    `current_date()`, no subquery, since an unchanged version then gives the same documents."""
     weight: float = Field(1.0, gt=0, le=1)
     """Share of the source's rows that are kept, by hash of their key: the same ones every time."""
     purposes: tuple[str, ...] = ()
@@ -86,6 +95,11 @@ class SourceSettings(Section):
             raise ValueError("a source is pinned by version or by timestamp; give one of them")
         if not NAME.fullmatch(self.name):
             raise ValueError(f"the source name {self.name!r} may hold letters, digits, '_', '.', '-'; set name")
+        if self.where is not None and (found := HANGS_ON_MORE.search(QUOTED.sub("''", self.where))):
+            raise ValueError(
+                f"where may hang on the row alone, found {found[0]!r}: the same version would later give other "
+                "documents; write the date itself"
+            )
         for role in sorted({role for roles in ROLES.values() for role in roles} - set(ROLES[self.kind])):
             if getattr(self, role) != type(self).model_fields[role].default:
                 raise ValueError(f"a source of kind {self.kind} has no {role}; it has {', '.join(ROLES[self.kind])}")

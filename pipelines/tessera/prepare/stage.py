@@ -11,8 +11,8 @@ from tessera.prepare.contamination.sets import identities
 from tessera.prepare.settings import PrepareSettings
 from tessera.prepare.sources import Source
 
-SEMANTICS = 2
-"""2: a source's weight, and what became of each row in a table of its own."""
+SEMANTICS = 3
+"""2: a source's weight, and what became of each row in a table of its own. 3: `updated` is compared as a number."""
 
 
 def fingerprint(sources: Sequence[Source], *, settings: PrepareSettings, erased: str = "") -> str:

@@ -70,7 +70,7 @@ def changes(decided: DataFrame, *, among: DataFrame | None, publication: Publica
     """
     wanted = decided.where("reason IS NULL").select(*KEY, "sha256", "num_bytes", "fresh", "group", "split")
     this_version = F.lit(publication.version).cast("long")
-    if publication.parent == publish.NO_PARENT:
+    if publication.parent == publish.NO_PARENT or tables.missing_files(publication.path, version=publication.parent):
         return wanted.withColumns({"added": this_version, "was_split": F.col("split"), "status": F.lit(NEW)})
     was = at_version(decided.sparkSession, publication.path, version=publication.parent).select(
         "doc_id", "sha256", "added", F.col("group").alias("was_group"), F.col("split").alias("was_split"),
@@ -134,6 +134,7 @@ def write(
         whole: whether all rows were judged, so that nothing of the table need be kept.
     """
     leaving = counted.by_status.get(MOVED, 0) + counted.by_status.get(GONE, 0)
+    publish.check_parent(publication)
     if whole:
         _overwrite(new, publication=publication, record=record)
     elif leaving > REWRITE_SHARE * record.documents:

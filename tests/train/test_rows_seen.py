@@ -1,0 +1,96 @@
+"""Rows seen: what one Spark job says of a run equals what its batches hold, counted one by one."""
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.shard.history import History, row_of, texts_of, write_set
+from tests.shard.test_increments import SETTINGS
+
+from tessera import erasures, publish, tables
+from tessera.home import Home
+from tessera.lineage import ShardRecord, TrainRecord
+from tessera.shard.manifest import read_manifest
+from tessera.shard.read.order import Order
+from tessera.shard.run_manifest import write_run_manifest
+from tessera.train import rows_seen, seen
+from tessera.train.forget import runs_that_saw
+from tessera.train.run import RunFolder, RunSpec, to_json
+from tessera.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+pytestmark = pytest.mark.spark
+BATCH = 4
+
+
+def run_of(home: Home, shards: ShardRecord, *, name: str, steps: int) -> TrainRecord:
+    """A run folder of a finished run, and its record: all that the order needs."""
+    folder = RunFolder(home.runs / name)
+    folder.root.mkdir(parents=True)
+    spec = RunSpec(
+        run=name, fingerprint=name, settings=TrainSettings(batch_size=BATCH, seed=steps), tokenizer="t", block_shards=2
+    )
+    folder.spec.write_text(to_json(spec.model_dump(mode="json")))
+    write_run_manifest(read_manifest(home, shards.name, shards.manifest.version), folder.manifest)
+    folder.metrics.write_text(f'{{"step": {steps}}}\n')
+    return TrainRecord(
+        fingerprint=name, run=home.relative(folder.root), run_id=f"mlflow-{name}", shard_set=shards.manifest,
+        tokenizer=shards.tokenizer, steps=steps, train_tokens=1, ranks=1, parameters=1, bits_per_byte_before=1.0,
+        checkpoint="c", weights_sha256="w",
+    )  # fmt: skip
+
+
+def counted(home: Home, shards: ShardRecord, *, steps: int) -> dict[str, tuple[int, int]]:
+    """doc_id -> times and first step, by going through every batch."""
+    files = [row for row in read_manifest(home, "docs").to_pylist() if row["split"] == "train"]
+    order = Order([row["samples"] for row in files], seed=steps, block_shards=2)
+    held: dict[tuple[str, int], set[str]] = {}
+    for row in tables.read(home.resolve(shards.spans.path), version=shards.spans.version).to_pylist():
+        held.setdefault((row["file"], row["sample"]), set()).add(row["doc_id"])
+    times: Counter[str] = Counter()
+    first: dict[str, int] = {}
+    for step in range(steps):
+        shard, sample = order.part(step, batch_size=BATCH, rank=0, world_size=1)
+        for number, place in zip(shard.tolist(), sample.tolist(), strict=True):
+            for doc_id in held[files[number]["file"], place]:
+                times[doc_id] += 1
+                first.setdefault(doc_id, step + 1)
+    return {doc_id: (times[doc_id], first[doc_id]) for doc_id in times}
+
+
+def test_rows_seen_are_what_the_batches_hold(spark: "SparkSession", home: Home) -> None:
+    shards = write_set(spark, home, History(home).write(texts_of(range(60))), settings=SETTINGS)
+    samples = sum(row["samples"] for row in read_manifest(home, "docs").to_pylist() if row["split"] == "train")
+    cases = {"few": 2, "one epoch": -(-samples // BATCH), "several": 3 * samples // BATCH + 1}
+    assert cases["few"] * BATCH < samples < cases["several"] * BATCH
+
+    for name, steps in cases.items():
+        train = run_of(home, shards, name=name, steps=steps)
+        rows_seen.write(spark, train=train, shards=shards, home=home)
+
+        rows = [row for row in tables.read(seen.path(home)).to_pylist() if row["run"] == name]
+        assert {row["doc_id"]: (row["times"], row["first_step"]) for row in rows} == counted(home, shards, steps=steps)
+        assert {(row["run_id"], row["shard_set"]) for row in rows} == {(f"mlflow-{name}", "docs@0")}
+        assert rows_seen.write(spark, train=train, shards=shards, home=home) is None, "it is there"
+    assert {row["run"] for row in tables.read(seen.path(home)).to_pylist()} == set(cases)
+    assert [record["run"] for record in publish.records(seen.path(home))] == list(reversed(cases))
+
+
+def test_by_rows_says_what_forget_says(spark: "SparkSession", home: Home, tmp_path: Path) -> None:
+    shards = write_set(spark, home, History(home).write(texts_of(range(60))), settings=SETTINGS)
+    for name, steps in (("a", 3), ("b", 40)):
+        rows_seen.write(spark, train=run_of(home, shards, name=name, steps=steps), shards=shards, home=home)
+    doc_ids = [str(row_of(key, "")["doc_id"]) for key in range(0, 60, 7)]
+
+    found = {
+        (row["doc_id"], row["run"]): (row["times"], row["first_step"]) for row in seen.by_rows(home, doc_ids=doc_ids)
+    }
+
+    told = runs_that_saw(home, erased=erasures.make([(doc_id, None) for doc_id in doc_ids]))
+    assert found == {(row.doc_id, one.run): (row.times, row.first_step) for one in told for row in one.rows}
+    assert len(found) > len(doc_ids)
+    assert seen.by_rows(home, doc_ids=["0" * 64]) == []
+    assert seen.by_rows(Home(tmp_path / "none"), doc_ids=doc_ids) == []
