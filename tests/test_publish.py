@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable, write_deltalake
+from deltalake import CommitProperties, DeltaTable, write_deltalake
 
 from tessera import delta_log, publish, tables
 from tessera.errors import Conflict, FormatError, SourceError
@@ -301,3 +301,26 @@ def test_a_gap_in_the_log_is_an_error(home: Home) -> None:
 
     with pytest.raises(SourceError):
         tables.open_table(path, version=0)
+
+
+def test_a_commit_of_ours_that_came_to_lie_on_anothers_is_undone(tmp_path: Path) -> None:
+    """Spark's writers go on from the newest version, whoever made it."""
+    path = tmp_path / "t"
+    first = a_record(1)
+    publish.commit(publish.begin(path, name="t"), pa.table({"id": ["a"]}), record=first, stats_columns="id")
+    ours = publish.begin(path, name="t")
+    write_deltalake(path, pa.table({"id": ["b"]}), mode="append")
+    with pytest.raises(Conflict):
+        publish.check_parent(ours)
+    metadata = CommitProperties(custom_metadata={"userMetadata": ours.metadata(a_record(2))})
+    write_deltalake(path, pa.table({"id": ["c"]}), mode="append", commit_properties=metadata)
+    assert publish.read_record(path) == first.model_dump(mode="json"), "not even for a moment"
+
+    with pytest.raises(Conflict):
+        publish.confirm(ours)
+
+    assert sorted(tables.read(path)["id"].to_pylist()) == ["a", "b"]
+    assert publish.read_record(path) == first.model_dump(mode="json")
+    with pytest.raises(Conflict):
+        publish.confirm(ours)
+    assert sorted(tables.read(path)["id"].to_pylist()) == ["a", "b"], "and once only"

@@ -197,6 +197,39 @@ def test_a_repeated_key_is_refused_or_decided(spark: "SparkSession", home: Home,
     assert everything.documents == 26
 
 
+@pytest.mark.parametrize("kind", [pa.int64(), pa.float64(), pa.timestamp("us", tz="UTC"), pa.string()])
+def test_the_newest_row_is_newest_by_value_and_not_by_spelling(
+    spark: "SparkSession", home: Home, tmp_path: Path, kind: pa.DataType
+) -> None:
+    late, early = (10, 9) if kind != pa.string() else ("2026-01-10", "2026-01-09")
+    data = pa.table({
+        "id": [*(f"k{number}" for number in range(30)), "twice", "twice"],
+        "text": [*texts(30), "what was written later of the two", "what was written sooner of the two"],
+        "n": pa.array([*[early] * 30, late, early]).cast(kind),
+    })  # fmt: skip
+    write_deltalake(tmp_path / "t", data)
+
+    record = prepare(spark, home, source={"path": str(tmp_path / "t"), "updated": "n"}, on_duplicate="last")
+
+    kept = {row["text"] for row in tables.read(home.documents).to_pylist()}
+    assert "what was written later of the two" in kept
+    assert "what was written sooner of the two" not in kept
+    assert record.dropped == {"superseded": 1}
+
+
+def test_documents_that_are_damaged_are_made_anew(spark: "SparkSession", home: Home, tmp_path: Path) -> None:
+    make_table(tmp_path / "t", rows_of(texts(30)))
+    source = {"path": str(tmp_path / "t")}
+    prepare(spark, home, source=source)
+    before = sorted(row["text"] for row in tables.read(home.documents).to_pylist())
+    next(iter(home.documents.glob("*.parquet"))).unlink()
+
+    record = prepare(spark, home, source=source)
+
+    assert sorted(row["text"] for row in tables.read(home.documents).to_pylist()) == before
+    assert record.changes == {}
+
+
 def test_two_sources_in_one_commit(spark: "SparkSession", home: Home, tmp_path: Path) -> None:
     make_table(tmp_path / "a", rows_of(texts(20)))
     make_table(tmp_path / "b", rows_of(texts(30)))

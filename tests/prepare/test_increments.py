@@ -109,12 +109,22 @@ def test_an_increment_equals_a_rebuild_after_long_histories(
 def history(
     spark: "SparkSession", home: Home, tmp_path: Path, *, seed: int, feed: bool, near: bool, steps: int
 ) -> None:
+    """In long ones, rows are erased now and then, of which no forget has made documents without them yet."""
     table = Table(tmp_path / "t", seed=seed, feed=feed)
     source, more = {"path": str(table.path)}, NEAR if near else {}
     assert check(spark, home, Home(tmp_path / "whole"), source, **more).changes == {}
+    pairs: list[tuple[str, str]] = []
     for step in range(steps):
         table.change()
-        record = check(spark, home, Home(tmp_path / f"whole{step}"), source, **more)
+        other = Home(tmp_path / f"whole{step}")
+        if step % 3 == 2:
+            held = tables.read(home.documents).to_pylist()
+            chosen = [(row["doc_id"], row["sha256"]) for row in table.random.sample(held, 2)]
+            erasures.record(home, pairs=chosen, why="asked")
+            pairs += chosen
+        if pairs:
+            erasures.record(other, pairs=pairs, why="asked")
+        record = check(spark, home, other, source, **more)
         assert record.changes == {"t": "feed" if feed else "compared"}, (seed, step)
 
 
@@ -205,6 +215,19 @@ def test_other_settings_and_an_older_version_start_over_or_compare(
     assert check(spark, home, Home(tmp_path / "w1"), {**source, "version": 0}).changes == {"t": "compared"}
     assert check(spark, home, Home(tmp_path / "w2"), source, min_chars=30).changes == {}
     assert check(spark, home, Home(tmp_path / "w3"), {**source, "where": "id <> 'k2'"}, min_chars=30).changes == {}
+
+
+def test_a_change_feed_whose_files_were_vacuumed_is_compared(spark: "SparkSession", home: Home, tmp_path: Path) -> None:
+    table = Table(tmp_path / "t", seed=4, feed=True)
+    source = {"path": str(table.path)}
+    prepare(spark, home, source=source)
+    table.update()
+    files = list((table.path / "_change_data").rglob("*.parquet"))
+    assert files
+    for file in files:
+        file.unlink()
+
+    assert check(spark, home, Home(tmp_path / "whole"), source).changes == {"t": "compared"}
 
 
 def test_an_erased_row_is_turned_in_an_increment(spark: "SparkSession", home: Home, tmp_path: Path) -> None:

@@ -70,6 +70,22 @@ def test_impossible_sources_are_refused(values: dict[str, object]) -> None:
         SourceSettings.model_validate(values)
 
 
+@pytest.mark.parametrize(
+    "where",
+    ["day >= current_date() - 30", "rand() < 0.5", "at > NOW ()", "id IN (SELECT id FROM other)", "u = current_user"],
+)
+def test_a_condition_that_hangs_on_more_than_the_row_is_refused(where: str) -> None:
+    with pytest.raises(ValueError, match="where may hang on the row alone, found"):
+        SourceSettings(path="/a", where=where)
+
+
+@pytest.mark.parametrize(
+    "where", ["day >= date '2026-01-01'", "note = 'now() or current_date'", "`now` > 3", "known = 1 AND brand(id) = 2"]
+)
+def test_a_condition_on_the_row_is_taken(where: str) -> None:
+    assert SourceSettings(path="/a", where=where).where == where
+
+
 def test_two_sources_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="two sources are called 't'"):
         PrepareSettings.model_validate({"sources": [{"path": "/a/t"}, {"path": "/b/t"}]})
