@@ -3,14 +3,17 @@
 import hashlib
 import hmac
 import re
+import time
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tessera.prepare.private import detect
+from tessera.prepare.private import detect, prefilter, replace
 from tessera.prepare.private.replace import PLACEHOLDER, Treatment, found
 from tessera.prepare.private.settings import TYPES
+from tessera.prepare.private.spans import Detector, Span
 
 DETECTORS = detect.detectors()
 KEY = b"an example of a key"
@@ -106,3 +109,73 @@ def test_what_is_between_placeholders_is_as_it_was(text: bytes) -> None:
     if after is not None:
         kept = map(re.escape, PLACEHOLDER.split(after))
         assert re.fullmatch(b"(?s:.+?)".join(kept), text)
+
+
+ONE_A_ROUND = Detector(
+    "phone",
+    r"x[0-9]{6}",
+    lambda data: (Span("phone", *match.span()) for match in re.finditer(rb"x(?<!\wx)\d{6}", data)),
+    "numbers",
+)
+"""Of x123456x123456x123456 the first; it frees the next."""
+
+
+def rescanned(data: bytes, *, treatment: Treatment, by: tuple[Detector, ...] = DETECTORS) -> tuple[bytes, Counter[str]]:
+    """Every round reads and replaces in the whole text."""
+    counts: Counter[str] = Counter()
+    while spans := found(data, by=by):
+        counts.update(span.type for span in spans)
+        for span in reversed(spans):
+            one = treatment._replace(
+                data[span.start : span.end], spans=[span._replace(start=0, end=span.end - span.start)]
+            )
+            data = data[: span.start] + one[0] + data[span.end :]
+    return data, counts
+
+
+CHAINED = (
+    "+14155552671", "+7 912 345 67 89", "415-555-2671", "(415) 555-2671", "06 12 34 56 78 ", "0171 1234567 ",
+    "4111111111111111-", "4111 1111 1111 1111 ", "219-09-9999-", "811218-9876-", "12345678Z-", "192.168.10.17.",
+    "a@b.co", "+49-30-123456-",
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(CHAINED + VALUES + BETWEEN), st.integers(1, 5)), max_size=9),
+    st.sampled_from([MASK, PSEUDONYMS]),
+)
+def test_reading_only_around_what_was_replaced_makes_no_difference(
+    units: list[tuple[str, int]], treatment: Treatment
+) -> None:
+    text = "".join(unit * number for unit, number in units).encode()
+
+    done = treatment.apply(text, by=DETECTORS)
+
+    assert (text if done.data is None else done.data, done.counts) == rescanned(text, treatment=treatment)
+
+
+def test_nor_does_it_in_texts_of_many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains far apart and near one another, in pieces of 16 bytes."""
+    monkeypatch.setattr(replace, "PIECE_BYTES", 16)
+    text = (
+        "(415) 555-2671" * 20 + " filler, nothing in it " * 200 + "4111 1111 1111 1111 06 12 34 56 78 " * 9
+    ).encode()
+    assert len(text) > prefilter.BLOCK_BYTES
+
+    done = MASK.apply(text * 2, by=DETECTORS)
+
+    assert (done.data, done.counts) == rescanned(text * 2, treatment=MASK)
+
+
+@pytest.mark.parametrize("unit", CHAINED)
+def test_chains_of_values_are_replaced_in_time_proportional_to_them(unit: str) -> None:
+    """Of each, a text and one twice as long. Rereading the whole text each round would take four times as long."""
+    seconds = []
+    for num_bytes in (12_000, 24_000):
+        data = (unit * (num_bytes // len(unit))).encode()
+        start = time.process_time()
+        MASK.apply(data, by=DETECTORS)
+        seconds.append(time.process_time() - start)
+
+    assert seconds[1] <= 3 * seconds[0] + 0.2

@@ -6,9 +6,10 @@ that an address in a Chinese sentence does not swallow the sentence. Quoted loca
 a URL and `git@` say where code lies, not where somebody reads mail.
 
 IP: what `ipaddress` accepts. Loopback, unspecified (0.0.0.0/8) and network masks (255.0.0.0/8) point at nobody and are
-left alone; private, link-local and documentation ranges are found, as they stand for machines of somebody. Four numbers
-of one digit, or behind a word such as "version", are a version. In IPv6 the slices of Python (`1::2`) and names of C++
-(`add::bad`) look like addresses: the short form must begin with a group of four digits, or have four groups.
+left alone; private, link-local and documentation ranges are found, as they stand for machines of somebody. Numbers
+behind a word such as "version", and four of one digit without a word such as "host", a port or a prefix length beside
+them, are a version. In IPv6 the slices of Python (`1::2`) and names of C++ (`add::bad`) look like addresses: the short
+form must begin with a group of four digits, end in an IPv4 address, or have four groups.
 """
 
 import ipaddress
@@ -24,17 +25,41 @@ _DOMAIN = re.compile(rb"@((?:[A-Za-z0-9-]|%s)++(?:\.(?:[A-Za-z0-9-]|%s)++)++)" %
 _BEFORE_LOCAL = re.compile(rb"[\xe0-\xff][\x80-\xbf]*|\xc2[\x80-\xbf]|\A[\x80-\xbf]+|[^A-Za-z0-9._%+'~\x80-\xdf-]")
 _LABEL = re.compile(rb"(?!-)(?:[A-Za-z0-9-]|%s){1,63}(?<!-)" % _LETTER)
 _TOP_LABEL = re.compile(rb"(?:[A-Za-z]|%s){2,24}|[Xx][Nn]--[A-Za-z0-9-]+" % _LETTER)
-_USERINFO = re.compile(rb"//[^/\s@]*\Z")
+_USERINFO = re.compile(rb"[A-Za-z0-9]://[^/\s@]*\Z")
 _PICTURES = frozenset((b"png", b"jpg", b"jpeg", b"gif", b"svg", b"webp"))
+_DENSITY = re.compile(rb"[1-4]x")
+"""As in `icon@2x.svg.gz`."""
+_ATTRIBUTES = frozenset((
+    b"transpose", b"inverse", b"inv", b"conj", b"conjugate", b"flatten", b"ravel", b"reshape", b"squeeze", b"detach",
+    b"shape", b"dtype", b"ndim", b"astype", b"numpy", b"todense", b"toarray", b"value", b"values", b"sum", b"mean",
+    b"got", b"plt",
+))  # fmt: skip
+"""What follows the point in code (`a@b.transpose`, `f@plt.got`), and no top-level domain."""
 
 _V4 = re.compile(rb"\d(?<![\w.]\d)\d{0,2}\.\d{1,3}\.\d{1,3}\.\d{1,3}(?![0-9A-Za-z_]|\.\d|-[A-Za-z])")
-_V6 = re.compile(rb"[0-9A-Fa-f:](?<![\w.].)(?<![0-9A-Fa-f:]:.)[0-9A-Fa-f]{0,3}:[0-9A-Fa-f:.]++")
+_V6 = re.compile(rb"[0-9A-Fa-f:](?<![\w.].)[0-9A-Fa-f]{0,3}:[0-9A-Fa-f:.]++")
+_GROUP_BEFORE = re.compile(rb"(?<![A-Za-z0-9])[0-9A-Fa-f]{1,4}:\Z|\w::\Z")
+_SLICE = re.compile(rb"\d*::?\d*(?::\d*)?")
+_SUBSCRIPT = re.compile(rb"[\w)\]]\[\Z")
 _VERSION = re.compile(
-    rb"(?i)(?:version|release|revision|build|firmware|driver|section|sec|chapter|clause|ver|rev)s?\b[ :=(\"'.]{0,4}\Z"
-    rb"|\b[Vv][. ]{1,2}\Z|[=<>~!^]= ?\Z|[A-Za-z]-\Z"
+    rb"(?i)(?:(?:version|release|revision|build|firmware|driver|section|chapter|clause"
+    rb"|(?<![A-Za-z])(?:sec|ver|rev|article|art|table|figure|fig|appendix|annex|paragraph))s?\b|\xc2\xa7)"
+    rb"[ :=(\"'.>]{0,4}\Z|\b[Vv][. ]{1,2}\Z"
 )
+_PIN = re.compile(rb"(?:[=<>~!^]= ?|(?<=[A-Za-z])-)\Z")
+"""What pins the version of a package (`name==1.2`, `name-1.2`), unless an address is compared or named so."""
+_MACHINE = (
+    rb"(?:(?:(?<![A-Za-z])(?i:ip|addr|host|server|dns|client|from|ping|ssh|src|dst|source|peer|remote|gateway|subnet"
+    rb"|forwarded-for)|(?i:nameserver|address|hostname|ipv4|ipaddr)|(?<=[a-z])(?:Ip|IP|Addr|Host|Server))s?)"
+)
+_MACHINE_BEFORE = re.compile(_MACHINE + rb" ?\Z")
+_EVIDENCE_BEFORE = re.compile(
+    rb"(?://|@)\Z|" + _MACHINE + rb"(?:[\"'\])]{0,2}\s?(?:[=<>!]=?|:|-| is| at)?\s?[\"'(\[]?)\Z"
+)
+_EVIDENCE_AFTER = re.compile(rb":\d{2,5}(?![\w.])|/(?:[89]|[12]\d|3[0-2])(?![\w.])|\s-\s\S{1,32}\s\[")
+_CHANGE = re.compile(rb"(?i)version|upgrad|updat|downgrad|migrat|releas|bump")
 _PACKED = re.compile(rb"\.(?:tar|t?gz|zip|whl|jar|exe|msi|dmg|deb|rpm|dll|so)\b")
-_CONTEXT_BYTES = 24
+_CONTEXT_BYTES = 40
 
 
 def emails(data: Text) -> Iterator[Span]:
@@ -64,7 +89,11 @@ def ipv6_addresses(data: Text) -> Iterator[Span]:
     for match in _V6.finditer(data):
         found = _without_punctuation(match[0])
         behind = after(data, match.start() + len(found), num_bytes=1)
-        if _is_v6(found, is_network=behind == b"/") and not behind.isalnum():
+        if (
+            _is_v6(found, is_network=behind == b"/")
+            and not behind.isalnum()
+            and not _is_part_of_code(found, before(data, match.start(), num_bytes=6))
+        ):
             yield Span("ip", match.start(), match.start() + len(found))
 
 
@@ -92,13 +121,16 @@ def _is_domain(domain: bytes) -> bool:
         return False
     if not _TOP_LABEL.fullmatch(labels[-1]) or labels[-1].lower() in _PICTURES:
         return False
+    if labels[-1].lower() in _ATTRIBUTES or (_DENSITY.fullmatch(labels[0]) and labels[1].lower() in _PICTURES):
+        return False
     return not (len(labels) > 2 and labels[0].isdigit() and labels[1].isdigit())  # package@1.0.0-beta.rc
 
 
 def _is_place_of_code(data: Text, start: int, end: int, *, local: bytes) -> bool:
     if _USERINFO.search(before(data, start, num_bytes=2 * MAX_ADDRESS_BYTES)):
         return True
-    return local == b"git" and after(data, end, num_bytes=1) in (b":", b"/")
+    behind = after(data, end, num_bytes=1)
+    return behind == b"(" or (local == b"git" and behind in (b":", b"/"))
 
 
 def _is_host(found: bytes) -> bool:
@@ -111,11 +143,25 @@ def _is_host(found: bytes) -> bool:
 
 
 def _is_version(data: Text, start: int, end: int, *, found: bytes) -> bool:
-    if len(found) == len("1.2.3.4"):
+    context = before(data, start, num_bytes=_CONTEXT_BYTES)
+    pin = _PIN.search(context)
+    if pin and not _MACHINE_BEFORE.search(context[: pin.start()]):
         return True
-    return bool(
-        _VERSION.search(before(data, start, num_bytes=_CONTEXT_BYTES)) or _PACKED.match(after(data, end, num_bytes=5))
-    )
+    if _VERSION.search(context) or _PACKED.match(after(data, end, num_bytes=5)):
+        return True
+    return len(found) == len("1.2.3.4") and not _is_of_machine(context, after(data, end, num_bytes=_CONTEXT_BYTES))
+
+
+def _is_of_machine(ahead: bytes, behind: bytes) -> bool:
+    """Whether what stands around four digits says that they are an address."""
+    if _EVIDENCE_AFTER.match(behind):
+        return True
+    return bool(_EVIDENCE_BEFORE.search(ahead)) and not _CHANGE.search(ahead.rpartition(b"\n")[2])
+
+
+def _is_part_of_code(found: bytes, ahead: bytes) -> bool:
+    """Whether it is a slice, `x[1000::2]`, or begins within a longer row of groups."""
+    return bool(_GROUP_BEFORE.search(ahead) or (_SUBSCRIPT.search(ahead) and _SLICE.fullmatch(found)))
 
 
 def _without_punctuation(found: bytes) -> bytes:
@@ -132,6 +178,7 @@ def _is_v6(found: bytes, *, is_network: bool) -> bool:
         return False
     if b"::" in found:
         likely = len(groups) > 3 or (len(groups[0]) == 4 and (len(groups) > 1 or is_network))
+        likely = likely or (len(groups) > 1 and b"." in groups[-1])
     else:
         likely = any(len(group) > 2 for group in groups)  # eight pairs are a fingerprint
     if not likely or not any(48 <= byte <= 57 for byte in found):

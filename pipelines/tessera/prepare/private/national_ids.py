@@ -3,12 +3,13 @@
 A form that carries letters, dates or its own punctuation, and a checksum, stands for itself; digits alone count only
 beside the number's name, as one in ten or eleven of any digits passes a single check digit. The United States'
 number has no check digit: its 3-2-4 groups, the ranges never given out taken off, are what there is. Britain's has
-none either, and is known by its letters.
+none either, and is known by its letters; in small ones only if they are no hexadecimal digits.
 
-Sources, by country: be Rijksregister (KB of 3 April 1984); br CPF, Receita Federal; ch AHV-Nummer (EAN-13); cn
-GB 11643-1999; de Abgabenordnung §139b; es Orden INT/2058/2008; fi Väestörekisterikeskus, HETU and its signs of 2023;
-fr NIR, INSEE; gb HMRC NIM39110; in UIDAI (Verhoeff); it DM 23 December 1976; nl Wet algemene bepalingen
-burgerservicenummer (11-proef); pl Ustawa o ewidencji ludności; se Skatteverket SKV 704; us SSA.
+Sources, by country: au ATO, TFN; be Rijksregister (KB of 3 April 1984); br CPF, Receita Federal; ca SIN, CRA (Luhn);
+ch AHV-Nummer (EAN-13); cn GB 11643-1999; de Abgabenordnung §139b; dk CPR-kontoret; es Orden INT/2058/2008; fi
+Väestörekisterikeskus, HETU and its signs of 2023; fr NIR, INSEE; gb HMRC NIM39110, NHS Data Dictionary (modulus 11); in
+UIDAI (Verhoeff); it DM 23 December 1976; kr Resident Registration Act; nl Wet algemene bepalingen burgerservicenummer
+(11-proef); no Skatteetaten; pl Ustawa o ewidencji ludności; pt Decreto-Lei 14/2013; se Skatteverket SKV 704; us SSA.
 """
 
 import re
@@ -110,7 +111,40 @@ def _us_ssn(digits: str) -> bool:
 
 
 def _gb_nino(characters: str) -> bool:
-    return characters[:2] not in ("BG", "GB", "KN", "NK", "NT", "TN", "ZZ")
+    letters = characters[0] not in "DFIQUV" and characters[1] not in "DFIOQUV"
+    return letters and characters[:2] not in ("BG", "GB", "KN", "NK", "NT", "TN", "ZZ")
+
+
+def _gb_nhs(digits: str) -> bool:
+    weights = (10, 9, 8, 7, 6, 5, 4, 3, 2, 1)
+    return len(set(digits)) > 1 and checksums.weighted(digits, weights=weights, modulus=11)
+
+
+def _au_tfn(digits: str) -> bool:
+    return len(set(digits)) > 1 and checksums.weighted(digits, weights=(1, 4, 3, 7, 5, 8, 6, 9, 10), modulus=11)
+
+
+def _dk_cpr(digits: str) -> bool:
+    """A day and a month; since 2007 the check digit no longer holds for all."""
+    return _is_day(int(digits[2:4]), int(digits[:2]))
+
+
+def _no_fodselsnummer(digits: str) -> bool:
+    """A D-number has 40 on its day; 40 on the month marks test persons."""
+    first = checksums.weighted(digits[:10], weights=(3, 7, 6, 1, 8, 9, 4, 5, 2, 1), modulus=11)
+    second = checksums.weighted(digits, weights=(5, 4, 3, 2, 7, 6, 5, 4, 3, 2, 1), modulus=11)
+    return first and second and _is_day(int(digits[2:4]) % 40, int(digits[:2]) % 40)
+
+
+def _pt_nif(digits: str) -> bool:
+    """The check digit is 11 less the remainder, and 0 where that is 10 or 11."""
+    total = sum((9 - place) * int(digit) for place, digit in enumerate(digits[:8]))
+    return int(digits[8]) == (11 - total % 11) % 11 % 10
+
+
+def _kr_rrn(digits: str) -> bool:
+    """A day and a month; those given out since October 2020 have no check digit."""
+    return _is_day(int(digits[2:4]), int(digits[4:6]))
 
 
 def _is_day(month: int, day: int) -> bool:
@@ -123,29 +157,44 @@ FORMS = (
         "rijksregister", "registre national", "numéro national", "niss", "insz", "national number")),
     Form("br", r"[0-9]{3}\.[0-9]{3}\.[0-9]{3}-[0-9]{2}", checksums.cpf),
     Form("br", r"[0-9]{9}-?[0-9]{2}", checksums.cpf, names=("cpf",)),
-    Form("ch", r"756[.][0-9]{4}[.][0-9]{4}[.][0-9]{2}", _ch_ahv),
-    Form("ch", r"756[0-9]{10}", _ch_ahv, names=("ahv", "avs", "sozialversicherungsnummer")),
+    Form("ch", r"756(?:[.][0-9]{4}[.][0-9]{4}[.]|[ ][0-9]{4}[ ][0-9]{4}[ ])[0-9]{2}", _ch_ahv),
+    Form("au", _GAP.join(("[0-9]{3}", "[0-9]{3}", "[0-9]{3}")), _au_tfn, names=("tfn", "tax file")),
+    Form("ca", _GAP.join(("[0-9]{3}", "[0-9]{3}", "[0-9]{3}")), checksums.luhn, names=(
+        "SIN", "NAS", "sin:", "sin=", 'sin"', "social insurance", "assurance sociale")),
+    Form("ch", r"756[ ]?[0-9]{4}[ ]?[0-9]{4}[ ]?[0-9]{2}", _ch_ahv, names=("ahv", "avs", "sozialversicherungsnummer")),
     Form("cn", r"[1-8][0-9]{5}(?:19|20)[0-9]{2}[01][0-9][0-3][0-9]{4}[0-9Xx]", _cn_resident),
     Form("de", r"[0-9]{2}[ /]?[0-9]{3}[ /]?[0-9]{3}[ /]?[0-9]{3}", _de_tax_id, names=(
-        "steuer-id", "steuerid", "steueridentifikationsnummer", "steuernummer", "idnr", "tax id", "tin")),
+        "steuer-id", "steuerid", "steueridentifikationsnummer", "identifikationsnummer", "steuernummer", "idnr",
+        "tax id", "tin")),
     Form("es", r"[0-9]{2}\.?[0-9]{3}\.?[0-9]{3}[ -]?[A-HJ-NP-TV-Za-hj-np-tv-z]", _es_dni),
-    Form("es", r"[XYZ][ -]?[0-9]{7}[ -]?[A-HJ-NP-TV-Z]", _es_dni),
+    Form("dk", r"[0-3][0-9][01][0-9]{3}[- ]?[0-9]{4}", _dk_cpr, names=("CPR", "cpr-nummer", "cpr:", "personnummer")),
+    Form("es", r"[XYZxyz][ -]?[0-9]{7}[ -]?[A-HJ-NP-TV-Za-hj-np-tv-z]", _es_dni),
     Form("fi", r"[0-3][0-9][01][0-9]{3}[-+A-FU-Y][0-9]{3}[0-9A-FHJ-NPR-Y]", _fi_hetu),
     Form("fr", _GAP.join(("[1-478]", "[0-9]{2}", "[0-9]{2}", "(?:[0-9]{2}|2[AB])", "[0-9]{3}", "[0-9]{3}", "[0-9]{2}")),
          _fr_nir),
     Form("gb", r"[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?[0-9]{2} ?[0-9]{2} ?[0-9]{2} ?[A-D]", _gb_nino),
+    Form("gb", r"[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z]-[0-9]{2}-[0-9]{2}-[0-9]{2}-[A-D]", _gb_nino),
+    Form("gb", r"(?:[ghj-pr-tw-z][a-ceghj-npr-tw-z]|[abce][ghj-npr-tw-z])[0-9]{6}[a-d]", _gb_nino),
+    Form("gb", r"[A-Za-z]{2}[ -]?[0-9]{2}[ -]?[0-9]{2}[ -]?[0-9]{2}[ -]?[A-Da-d]", _gb_nino, names=(
+        "nino", "national insurance", "ni number", "ni no")),
+    Form("gb", _GAP.join(("[0-9]{3}", "[0-9]{3}", "[0-9]{4}")), _gb_nhs, names=("nhs",)),
     Form("in", _GAP.join(("[2-9][0-9]{3}", "[0-9]{4}", "[0-9]{4}")), _in_aadhaar, names=(
         "aadhaar", "aadhar", "adhaar", "uidai", "आधार")),
     Form("it", r"[A-Za-z]{6}[0-9LMNP-V]{2}[A-EHLMPR-Ta-ehlmpr-t][0-9LMNP-V]{2}[A-Za-z][0-9LMNP-V]{3}[A-Za-z]",
          checksums.codice_fiscale),
+    Form("kr", r"[0-9]{2}[01][0-9][0-3][0-9]-?[1-8][0-9]{6}", _kr_rrn, names=(
+        "rrn", "resident registration", "주민등록번호", "주민번호")),
     Form("nl", r"[0-9]{4}[ .]?[0-9]{2}[ .]?[0-9]{3}", _nl_bsn, names=(
         "bsn", "burgerservicenummer", "sofinummer", "sofi-nummer")),
+    Form("no", r"[0-7][0-9][0-9]{4} ?[0-9]{5}", _no_fodselsnummer, names=(
+        "fødselsnummer", "fodselsnummer", "fødselsnr", "fnr", "personnummer", "d-nummer")),
     Form("pl", r"[0-9]{11}", _pl_pesel, names=("pesel",)),
+    Form("pt", _GAP.join(("[1-9][0-9]{2}", "[0-9]{3}", "[0-9]{3}")), _pt_nif, names=("nif", "contribuinte")),
     Form("se", r"(?:19|20)?[0-9]{2}[01][0-9][0-9]{2}[+-][0-9]{4}", _se_personnummer),
     Form("se", r"(?:19|20)?[0-9]{6}[0-9]{4}", _se_personnummer, names=(
         "personnummer", "personnr", "pnr", "personal identity number", "samordningsnummer")),
     Form("us", r"[0-9]{3}-[0-9]{2}-[0-9]{4}", _us_ssn),
-    Form("us", r"[0-9]{3} ?[0-9]{2} ?[0-9]{4}", _us_ssn, names=("ssn", "social security")),
+    Form("us", r"[0-9]{3}[ .-]?[0-9]{2}[ .-]?[0-9]{4}", _us_ssn, names=("ssn", "social security")),
 )  # fmt: skip
 
 
@@ -157,31 +206,32 @@ def _word(name: str) -> str:
 
 
 def _finder(form: Form) -> Callable[[Text], Iterator[Span]]:
-    pattern = re.compile(rb"\b(?:%s)" % form.pattern.encode())
+    pattern = re.compile(rb"(?:\b|(?<=_))(?:%s)" % form.pattern.encode())
     names = _name_before(form.names) if form.names else None
 
     def find(data: Text) -> Iterator[Span]:
         for match in pattern.finditer(data):
             if names and not names.search(before(data, match.start(), num_bytes=_CONTEXT_BYTES)):
                 continue
-            if _stands_alone(data, match.start(), match.end()) and form.is_valid(normal(match[0])):
+            is_alone = _stands_alone(data, match.start(), match.end(), is_named=bool(names))
+            if is_alone and form.is_valid(normal(match[0])):
                 yield Span("national_id", match.start(), match.end())
 
     return find
 
 
 def _name_before(names: tuple[str, ...]) -> re.Pattern[bytes]:
-    """One of the names as a word, and no other digits between it and the number."""
-    alternatives = "|".join(map(re.escape, names)).encode()
+    """One of the names as a word, and no other digits between it and the number; in capitals only, if it is so here."""
+    alternatives = "|".join(f"(?-i:{name})" if name.isupper() else re.escape(name) for name in names).encode()
     return re.compile(rb"(?i)(?<![A-Za-z<])(?:%s)(?:nummer|nr|number)?(?![A-Za-z])[^0-9\n]*\Z" % alternatives)
 
 
 _ALONE_BEFORE = re.compile(rb"[\w.+]\Z|[\w.][/-]\Z")
+_ALONE_BEHIND_A_NAME = re.compile(rb"[0-9A-Za-z.+]\Z|[\w.][/-]\Z|[^A-Za-z]_\Z")
 _ALONE_AFTER = re.compile(rb"[\w]|[./-]\w")
 
 
-def _stands_alone(data: Text, start: int, end: int) -> bool:
-    """Whether no letter or digit touches it, and no point, hyphen or slash joins it to one."""
-    return not (
-        _ALONE_BEFORE.search(before(data, start, num_bytes=2)) or _ALONE_AFTER.match(after(data, end, num_bytes=2))
-    )
+def _stands_alone(data: Text, start: int, end: int, *, is_named: bool) -> bool:
+    """Whether no letter or digit touches it, and no point, hyphen or slash joins it to one; ssn_219-09-9999 does."""
+    joined = _ALONE_BEHIND_A_NAME if is_named else _ALONE_BEFORE
+    return not (joined.search(before(data, start, num_bytes=2)) or _ALONE_AFTER.match(after(data, end, num_bytes=2)))

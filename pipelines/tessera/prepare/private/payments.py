@@ -2,7 +2,8 @@
 
 A card number has 12 to 19 digits, begins with an issuer's range (ISO/IEC 7812; the ranges are those that the networks
 publish), ends with a Luhn digit, and is written in one piece or in the groups of cards: fours, or 4-6-5 and 4-6-4. Of
-random digits about one in forty passes; a row of a table of numbers must therefore not be taken apart.
+random digits about one in forty passes; a row of a table of numbers must therefore not be taken apart. A run of fours
+is one card, cards and nothing else, or the only card in it with no more than one group, such as a year, on either side.
 An IBAN has its country's length (ISO 13616, the registry of SWIFT) and two check digits: one in ten thousand passes.
 """
 
@@ -41,11 +42,17 @@ IBAN_CHARACTERS = {
 
 _ISSUERS = tuple((re.compile(prefix), lengths) for prefix, lengths in ISSUERS)
 _BREAK = rb"(?: |-|\xc2\xa0|\xe2\x80[\x91\xaf])"
-_ONE_PIECE = re.compile(rb"\d(?<![\w.+-]\d)\d{11,18}+(?![\w]|[.-]\d)")
-_FOURS = re.compile(rb"\d(?<![\w.]\d)\d{3}(%s)\d{4}\1\d{4}(?:\1(\d{4}))?\1\d{1,4}+(?![\w])" % _BREAK)
-_SIXES = re.compile(rb"3(?<![\w.]3)\d{3}(%s)\d{6}\1\d{4,5}+(?![\w])" % _BREAK)
-_FOUR_BEFORE = re.compile(rb"(?<!\d)\d{4}%s\Z" % _BREAK)
-_FOUR_AFTER = re.compile(rb"%s\d{4}(?!\d)" % _BREAK)
+_CARD_BREAK = rb"(?:[ ]{1,2}|[.-]|\xc2\xa0|\xe2\x80[\x89\x91\x93\xaf])"
+_CARD_NAME = rb"(?i:(?<=nr\.\d)|(?<=no\.\d)|(?<=card_\d)|(?<=pan_\d)|(?<=number_\d))"
+_ONE_PIECE = re.compile(rb"\d(?:(?<![\w.+-]\d)|%s)\d{11,18}+(?![\w]|[.-]\d)" % _CARD_NAME)
+_FOURS = re.compile(
+    rb"\d(?:(?<![\w.]\d)|%s)\d{3}(%s)\d{4}(?!\d)(?:\1\d{4}(?!\d))++(?:\1\d{1,3}(?!\d))?+" % (_CARD_NAME, _CARD_BREAK)
+)
+_SIXES = re.compile(rb"3(?:(?<![\w.]3)|%s)\d{3}(%s)\d{6}\1\d{4,5}+(?!\w|\.\d)" % (_CARD_NAME, _CARD_BREAK))
+_GOES_ON = re.compile(rb"\w|\.\d")
+_DIGITS = re.compile(rb"\d+")
+_ROW_ABOVE = re.compile(rb"(?<!\d)\d{4}[^\w\n]{0,2}\n[^\w\n]{0,2}\Z")
+_ROW_BELOW = re.compile(rb"[^\w\n]{0,2}\n[^\w\n]{0,2}\d{4}(?!\d)")
 
 _IBAN_HEAD = re.compile(rb"[A-Za-z](?<![0-9A-Za-z_][A-Za-z])[A-Za-z]\d{2}(?=%s?[0-9A-Za-z])" % _BREAK)
 _IBANS = {
@@ -60,14 +67,11 @@ def cards(data: Text) -> Iterator[Span]:
     for match in _ONE_PIECE.finditer(data):
         if is_card(match[0].decode()):
             yield Span("card", match.start(), match.end())
-    for pattern in (_FOURS, _SIXES):
-        for match in pattern.finditer(data):
-            if _is_row_of_a_table(data, match.start(), match.end()):
-                continue
-            for end in _ends(match):
-                if is_card(digits_of(bytes(data[match.start() : end]))):
-                    yield Span("card", match.start(), end)
-                    break
+    for match in _FOURS.finditer(data):
+        yield from _cards_in_fours(data, match)
+    for match in _SIXES.finditer(data):
+        if is_card(digits_of(match[0])):
+            yield Span("card", match.start(), match.end())
 
 
 def ibans(data: Text) -> Iterator[Span]:
@@ -80,11 +84,12 @@ def ibans(data: Text) -> Iterator[Span]:
 
 
 _RE2_BREAK = r"(?:[ -]|\xc2\xa0|\xe2\x80[\x91\xaf])"
+_RE2_CARD_BREAK = r"(?:  ?|[.-]|\xc2\xa0|\xe2\x80[\x89\x91\x93\xaf])"
 DETECTORS = (
     Detector(
         "card",
-        rf"(?:^|[^0-9A-Za-z_.+-])[0-68][0-9]{{11}}|\b[0-68][0-9]{{3}}{_RE2_BREAK}"
-        rf"(?:[0-9]{{4}}{_RE2_BREAK}[0-9]{{4}}{_RE2_BREAK}|[0-9]{{6}}{_RE2_BREAK})[0-9]",
+        rf"(?:^|[^0-9A-Za-z_.+-]|(?i:n[ro]\.|(?:card|pan|number)_))[0-68][0-9]{{11}}|"
+        rf"(?:\b|_)[0-68][0-9]{{3}}{_RE2_CARD_BREAK}(?:[0-9]{{4}}|[0-9]{{6}}){_RE2_CARD_BREAK}[0-9]{{4}}",
         cards,
         "numbers",
     ),
@@ -104,15 +109,44 @@ def is_iban(characters: str) -> bool:
     return len(upper) == IBAN_CHARACTERS.get(upper[:2]) and checksums.iso7064_mod97(upper[4:] + upper[:4])
 
 
-def _ends(match: re.Match[bytes]) -> Iterator[int]:
-    """Where a number in groups may end: a group of three after sixteen digits is its own, or what is printed beside."""
-    yield match.end()
-    if match.re is _FOURS and match[2] is not None:
-        yield match.end(2)
+def _cards_in_fours(data: Text, match: re.Match[bytes]) -> Iterator[Span]:
+    """The cards in a run of groups of four digits, the last of which may be shorter."""
+    if _GOES_ON.match(after(data, match.end(), num_bytes=2)):
+        return
+    groups = [(match.start() + group.start(), match.start() + group.end()) for group in _DIGITS.finditer(match[0])]
+    number = len(groups)
+    digits = [digits_of(bytes(data[start:end])) for start, end in groups]
+    valid = [
+        (first, last)
+        for first in range(number - 2)
+        for last in range(min(first + 5, number), first + 2, -1)
+        if (last - first > 3 or number == 3) and is_card("".join(digits[first:last]))
+    ]
+    chosen = _covering(valid, number=number)
+    if not chosen and len(valid) == 1:
+        first, last = valid[0]
+        alone = first == 0 and (last == number or len(digits[last]) < 4)
+        if first < 2 > number - last and (alone or not _is_row_of_a_table(data, match.start(), match.end())):
+            chosen = valid
+    for first, last in chosen:
+        yield Span("card", groups[first][0], groups[last - 1][1])
+
+
+def _covering(windows: list[tuple[int, int]], *, number: int) -> list[tuple[int, int]]:
+    """Windows that make up all groups from 0 to `number`, none over another; empty where none do."""
+    last_to: dict[int, tuple[int, int]] = {}
+    for first, last in windows:
+        if first == 0 or first in last_to:
+            last_to.setdefault(last, (first, last))
+    chosen: list[tuple[int, int]] = []
+    while number in last_to:
+        chosen.append(last_to[number])
+        number = last_to[number][0]
+    return chosen[::-1]
 
 
 def _is_row_of_a_table(data: Text, start: int, end: int) -> bool:
-    """Whether more groups of four digits stand before or after."""
+    """Whether a group of four digits ends the line before, or begins the next."""
     return bool(
-        _FOUR_BEFORE.search(before(data, start, num_bytes=8)) or _FOUR_AFTER.match(after(data, end, num_bytes=8))
+        _ROW_ABOVE.search(before(data, start, num_bytes=12)) or _ROW_BELOW.match(after(data, end, num_bytes=12))
     )

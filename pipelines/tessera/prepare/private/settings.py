@@ -11,7 +11,10 @@ from tessera.errors import ConfigError
 TYPES = ("email", "phone", "card", "iban", "ip", "national_id", "secret")
 """Of private data, in the order that decides which one a dropped row is counted under."""
 
-COUNTRIES = ("be", "br", "ch", "cn", "de", "es", "fi", "fr", "gb", "in", "it", "nl", "pl", "se", "us")
+COUNTRIES = (
+    "au", "be", "br", "ca", "ch", "cn", "de", "dk", "es", "fi", "fr", "gb", "in", "it", "kr", "nl", "no", "pl", "pt",
+    "se", "us",
+)  # fmt: skip
 """Whose national ids are known."""
 
 KEY_VARIABLE = "TESSERA_PSEUDONYM_KEY"
