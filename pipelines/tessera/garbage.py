@@ -16,11 +16,11 @@ from tessera import delta_log, publish
 from tessera.home import Home
 from tessera.locks import is_shared_or_held
 
-SPARK_SCRATCH = ("spark-*", "blockmgr-*", "artifacts*", "prepare-*", "jvm.log")
-"""What a session leaves in the spill folder when it is killed; prepare-*: the text that a prepare judged."""
+SPARK_SCRATCH = ("spark-*", "blockmgr-*", "artifacts*", "jvm.log")
+"""What a session leaves in the spill folder when it is killed."""
 
 OURS = "prepare-*"
-"""What a prepare that was killed leaves in the cache: frames of hashes, see `prepare.scratch`."""
+"""What a prepare that was killed leaves in the cache: frames of hashes and of text, see `prepare.scratch`."""
 
 TICK_SECONDS = 0.01
 """By so much the kernel's clock, which dates changes of files, may lag behind ours."""

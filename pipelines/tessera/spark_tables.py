@@ -28,6 +28,8 @@ def at_version(spark: SparkSession, path: Path, *, version: int) -> DataFrame:
     table = tables.open_table(path, version=version)
     if table.protocol().min_reader_version > PLAIN_READER or table.metadata().partition_columns:
         return spark.read.format("delta").option("versionAsOf", version).load(str(path))
+    if tables.missing_files(path, version=version) and (lost := tables.damage(path, table=table)):
+        raise lost
     schema = StructType.fromJson(json.loads(table.schema().to_json()))
     files = [str(path / name) for name in tables.data_files(path, version=version)]
     if not files:

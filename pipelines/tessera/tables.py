@@ -79,8 +79,8 @@ def read(
     try:
         return table.to_pyarrow_table(columns=chosen, filters=filters, filesystem=_files(path))
     except (OSError, pa.ArrowInvalid):
-        if damage := _damage(path, table=table):
-            raise damage from None
+        if found := damage(path, table=table):
+            raise found from None
         raise
 
 
@@ -104,13 +104,13 @@ def query(path: Path, *, version: int, sql: str) -> pa.Table:
     try:
         found = pa.table(QueryBuilder().register("rows", table).execute(sql))
     except (DeltaError, OSError, ValueError):
-        if damage := _damage(path, table=table):
-            raise damage from None
+        if found := damage(path, table=table):
+            raise found from None
         raise
     return found.cast(pa.schema([field.with_type(_plain_type(field.type)) for field in found.schema]))
 
 
-def _damage(path: Path, *, table: DeltaTable) -> SourceError | None:
+def damage(path: Path, *, table: DeltaTable) -> SourceError | None:
     """What is wrong with the data files of a version that could not be read; None when nothing is."""
     newest = DeltaTable(path).version()
     missing = missing_files(path, version=table.version())

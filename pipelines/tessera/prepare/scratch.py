@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
-from pathlib import Path
 
 from pyspark.sql import DataFrame
 
@@ -24,22 +23,20 @@ Keep = Callable[[DataFrame], DataFrame]
 def scratch(home: Home, *, name: str) -> Iterator[tuple[Keep, Keep]]:
     """Two functions that keep frames while this lasts: one for hashes and counts, and one for text.
 
-    Text goes where Spark spills it too, so that whoever looks for leftovers of private text knows the place.
+    What a killed one leaves, text too, is taken by `gc` and by `forget`.
 
     Args:
         name: of the stage run; no two of one name at a time.
     """
-    folders = [place / f"prepare-{name}" for place in (home.cache, home.spill)]
+    folder = home.cache / f"prepare-{name}"
     numbers = count()
 
-    def keep(frame: DataFrame, *, folder: Path) -> DataFrame:
+    def keep(frame: DataFrame, *, dictionaries: bool) -> DataFrame:
         path = str(folder / str(next(numbers)))
-        frame.write.option("parquet.enable.dictionary", str(folder == folders[0]).lower()).parquet(path)
+        frame.write.option("parquet.enable.dictionary", str(dictionaries).lower()).parquet(path)
         return parquet(frame.sparkSession, path, schema=frame.schema)
 
     try:
-        hashes, text = (partial(keep, folder=folder) for folder in folders)
-        yield hashes, text
+        yield partial(keep, dictionaries=True), partial(keep, dictionaries=False)
     finally:
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
