@@ -15,6 +15,8 @@ from tessera import tables
 
 PLAIN_READER = 1
 """Version of Delta's reader protocol by which data files hold just the rows of a table."""
+GLOBS = "{}[]*?\\"
+"""In the path of a table of several files, Spark takes one for a pattern all the same, and reads each file twice."""
 NO_GLOBS = ("__globPaths__", "false")
 """An option of Spark's file sources: a path is one path, whatever characters it has."""
 
@@ -26,7 +28,8 @@ def at_version(spark: SparkSession, path: Path, *, version: int) -> DataFrame:
         SourceError: there is no such table or version, or it cannot be read any more.
     """
     table = tables.open_table(path, version=version)
-    if table.protocol().min_reader_version > PLAIN_READER or table.metadata().partition_columns:
+    strange = set(GLOBS) & set(str(path))
+    if strange or table.protocol().min_reader_version > PLAIN_READER or table.metadata().partition_columns:
         return spark.read.format("delta").option("versionAsOf", version).load(str(path))
     if tables.missing_files(path, version=version) and (lost := tables.damage(path, table=table)):
         raise lost
