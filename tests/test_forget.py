@@ -95,7 +95,7 @@ class Place:
 
     @property
     def doc_id(self) -> str:
-        return hashlib.sha256(f'memos\n{{"number":{NUMBER}}}'.encode()).hexdigest()
+        return doc_id_of(NUMBER)
 
 
 @pytest.fixture(scope="module")
@@ -347,6 +347,27 @@ def test_what_an_erased_row_had_displaced_comes_back_and_the_row_does_not(
         assert displaced in {row["text"] for row in tables.read(place.home.documents).to_pylist()}
         assert holders(place.home.root) == Counter()
         assert place.doc_id not in {row["doc_id"] for row in tables.read(place.home.documents).to_pylist()}
+
+
+def test_the_text_of_an_erased_row_goes_though_another_row_stands_for_it(place: Place) -> None:
+    """Of equal rows the one with the smallest id is the document, whichever of them is asked to be forgotten."""
+    same = [number for number in range(900, 920) if doc_id_of(number) > place.doc_id]
+    row = {"number": same[0], "kind": "memo", "body": text_of(NUMBER)}
+    write_deltalake(place.source, pa.Table.from_pylist([row]), mode="append")
+    first = place.pipeline().do("prepare")
+    assert isinstance(first, PrepareRecord)
+    assert first.dropped == {"duplicate": 1}
+
+    place.forget(ids=(str(same[0]),), delete_source=True)
+
+    recorded = tables.read(erasures.path(place.home)).to_pylist()
+    assert [(one["doc_id"], one["sha256"]) for one in recorded] == [(doc_id_of(same[0]), sha256_of(text_of(NUMBER)))]
+    left = {"/".join(holder.split("/")[:2]) for holder in holders(place.home.root)}
+    assert left == {"tables/answers"}, "what a model said of the other row stays with it"
+
+
+def doc_id_of(number: int) -> str:
+    return hashlib.sha256(f'memos\n{{"number":{number}}}'.encode()).hexdigest()
 
 
 def sha256_of(text: str) -> str:

@@ -1,5 +1,6 @@
 """The whole line as a user runs it: one command on a private table, again without work, and with no network at all."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from tessera import tables
 from tessera.home import Home
 from tessera.prepare import sample
 from tessera.prepare.settings import SampleSettings
+from tessera.train import seen
 
 pytestmark = [pytest.mark.spark, pytest.mark.distributed]
 
@@ -160,6 +162,28 @@ def test_history_and_plan_speak_of_what_was_done(private: tuple[Run, list[str], 
     assert json.loads(changed.stdout)["plan"] == {
         "prepare": "reuse", "shard": "reuse", "train": "run", "evaluate": "run", "serve": "run",
     }  # fmt: skip
+
+
+def test_lineage_says_which_model_was_trained_on_a_row(private: tuple[Run, list[str], int]) -> None:
+    run, assignments, rows = private
+    given = settings(*SMALL, *assignments)
+    documents = tables.read(run.home.documents).to_pylist()
+    heldout = next(row["doc_id"] for row in documents if row["split"] == "heldout")
+    noted = {row["doc_id"]: row for row in tables.read(seen.path(run.home)).to_pylist()}
+    ids = {hashlib.sha256(f'memos\n{{"number":{number}}}'.encode()).hexdigest(): number for number in range(rows)}
+    doc_id, number = next((doc_id, ids[doc_id]) for doc_id in noted)
+
+    done = tessera("lineage", "--json", "--source", "memos", "--row", str(number), *given, home=run.home)
+    never = tessera("lineage", "--doc-id", heldout, *given, home=run.home, env={"COLUMNS": "60"})
+    wrong = tessera("lineage", "--row", str(number), *given, home=run.home)
+
+    (told,) = json.loads(done.stdout.splitlines()[-1])["trained_on"]
+    expected = {name: noted[doc_id][name] for name in ("doc_id", "run", "run_id", "shard_set", "times", "first_step")}
+    assert told == {**expected, "models": ["models:/private/1"]}
+    assert noted.keys() <= {row["doc_id"] for row in documents if row["split"] == "train"}
+    assert never.stdout == "no run was trained on this row\n"
+    assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1), wrong.stderr
+    assert "--source" in wrong.stderr
 
 
 def test_status_says_current_and_gc_takes_nothing_that_is_needed(private: tuple[Run, list[str], int]) -> None:

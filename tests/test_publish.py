@@ -311,7 +311,7 @@ def test_a_commit_of_ours_that_came_to_lie_on_anothers_is_undone(tmp_path: Path)
     ours = publish.begin(path, name="t")
     write_deltalake(path, pa.table({"id": ["b"]}), mode="append")
     with pytest.raises(Conflict):
-        publish.check_parent(ours)
+        ours.spark_options(a_record(2))
     metadata = CommitProperties(custom_metadata={"userMetadata": ours.metadata(a_record(2))})
     write_deltalake(path, pa.table({"id": ["c"]}), mode="append", commit_properties=metadata)
     assert publish.read_record(path) == first.model_dump(mode="json"), "not even for a moment"

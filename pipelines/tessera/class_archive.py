@@ -54,7 +54,7 @@ def load_classes(archive: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         home, source = Home(Path(folder) / "home"), Path(folder) / "rows"
         write_deltalake(source, pa.table({"id": range(ROWS), "text": [f"the row number {n}" for n in range(ROWS)]}))
-        options = f"{spark.JVM_OPTIONS} -Dderby.system.home={home.spill} -XX:ArchiveClassesAtExit={archive}"
+        options = spark.jvm_options(home, archive=f"-XX:ArchiveClassesAtExit={archive}")
         settings = Settings.model_validate(
             {
                 "prepare": {"sources": [{"path": str(source)}], "holdout": 0.2, "min_chars": 1},

@@ -43,6 +43,12 @@ app = typer.Typer(
 )
 
 Port = Annotated[int | None, typer.Option(help="Answer HTTP on this loopback port; 0 takes a free one.")]
+KeySource = Annotated[str | None, typer.Option(help="The source whose row keys --id and --keys are.")]
+RowKeys = Annotated[
+    list[str] | None, typer.Option("--id", "--row", help="A row key; of several columns a=1,b=2. May be given again.")
+]
+KeyTable = Annotated[str | None, typer.Option(help="A Delta table's folder with the key columns.")]
+DocIds = Annotated[list[str] | None, typer.Option(help="A document's id; may be given again.")]
 Prompt = Annotated[str | None, typer.Option(help="What to ask the model, instead of serve.prompt.")]
 
 HELP = {
@@ -291,13 +297,10 @@ def gc(
 def forget(
     target: Target = "local",
     assignments: Assignments = None,
-    source: Annotated[str | None, typer.Option(help="The source whose row keys --id and --keys are.")] = None,
-    key: Annotated[
-        list[str] | None,
-        typer.Option("--id", help="A row key; of several columns a=1,b=2. May be given again."),
-    ] = None,
-    keys: Annotated[str | None, typer.Option(help="A Delta table's folder with the key columns.")] = None,
-    doc_id: Annotated[list[str] | None, typer.Option(help="A document's id; may be given again.")] = None,
+    source: KeySource = None,
+    key: RowKeys = None,
+    keys: KeyTable = None,
+    doc_id: DocIds = None,
     why: Annotated[str, typer.Option(help="Kept for ever, so no personal data.")] = "",
     delete_source: Annotated[bool, typer.Option("--delete-source", help="Delete the rows in the source too.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Search and list; change nothing.")] = False,
@@ -334,13 +337,10 @@ def forget(
 def lineage(
     target: Target = "local",
     assignments: Assignments = None,
-    source: Annotated[str | None, typer.Option(help="The source whose row keys --row and --keys are.")] = None,
-    row: Annotated[
-        list[str] | None,
-        typer.Option("--row", help="A row key; of several columns a=1,b=2. May be given again."),
-    ] = None,
-    keys: Annotated[str | None, typer.Option(help="A Delta table's folder with the key columns.")] = None,
-    doc_id: Annotated[list[str] | None, typer.Option(help="A document's id; may be given again.")] = None,
+    source: KeySource = None,
+    key: RowKeys = None,
+    keys: KeyTable = None,
+    doc_id: DocIds = None,
     as_json: Json = False,
     traceback: Traceback = False,
 ) -> None:
@@ -351,7 +351,7 @@ def lineage(
             from tessera import row_lineage
             from tessera.forgetting.target import Wanted
 
-            wanted = Wanted(source=source, ids=tuple(row or ()), keys=keys, doc_ids=tuple(doc_id or ()))
+            wanted = Wanted(source=source, ids=tuple(key or ()), keys=keys, doc_ids=tuple(doc_id or ()))
             row_lineage.show(*pipeline.trained_on(wanted), as_json=as_json)
 
     guarded(work, show=traceback)
@@ -404,11 +404,13 @@ def jars(
     """
 
     def work() -> None:
-        from tessera import class_archive, spark
+        from tessera import spark
 
         for file in spark.fetch_jars():
             print(file)
         if archive:
+            from tessera import class_archive
+
             print(class_archive.make())
 
     guarded(work, show=traceback)

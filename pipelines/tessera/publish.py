@@ -52,7 +52,15 @@ class Publication:
         return json.dumps(values, sort_keys=True)
 
     def spark_options(self, record: Record) -> dict[str, str]:
-        """Options for a Spark Delta writer that make its commit this publication; call `confirm` afterwards."""
+        """Options for a Spark Delta writer that make its commit this publication; call `confirm` afterwards.
+
+        To be asked for just before the writer begins: it goes on from whatever version is the newest.
+
+        Raises:
+            Conflict: the parent is not the newest version any more.
+        """
+        if _newest(self.path) != self.parent:
+            raise _conflict(self)
         return {
             "txnAppId": self.name,
             "txnVersion": str(self.version),
@@ -79,7 +87,7 @@ def begin(path: Path, *, name: str) -> Publication:
     Raises:
         FormatError: a newer Tessera published it, whose table this one could not go on with.
     """
-    parent = tables.open_table(path).version() if tables.exists(path) else NO_PARENT
+    parent = _newest(path)
     if parent != NO_PARENT:
         read_record(path, version=parent)
     return Publication(path=path, name=name, parent=parent, publish_id=uuid.uuid4().hex)
@@ -140,17 +148,6 @@ def delete(publication: Publication, *, condition: str, record: Record) -> int:
     except (CommitFailedError, DeltaError, OSError) as error:
         raise _not_published(publication, error) from None
     return confirm(publication)
-
-
-def check_parent(publication: Publication) -> None:
-    """Spark's writers go on from whatever version is the newest: to be asked just before one of them begins.
-
-    Raises:
-        Conflict: the parent is not the newest version any more.
-    """
-    newest = tables.open_table(publication.path).version() if tables.exists(publication.path) else NO_PARENT
-    if newest != publication.parent:
-        raise _conflict(publication)
 
 
 def confirm(publication: Publication) -> int:
@@ -273,6 +270,10 @@ def _metadata(path: Path, *, version: int) -> dict[str, Any] | None:
             found["record"].get("format"), known=lineage.FORMAT, what=f"the record of {path} version {version}"
         )
     return found
+
+
+def _newest(path: Path) -> int:
+    return tables.open_table(path).version() if tables.exists(path) else NO_PARENT
 
 
 def _undo(publication: Publication) -> None:

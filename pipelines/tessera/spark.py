@@ -318,8 +318,9 @@ def _on_loopback(master: str) -> bool:
 def _conf(settings: SparkSettings, *, home: Home) -> dict[str, str]:
     """Delta and quiet for any master; for one machine also few partitions, spill inside the home, loopback only."""
     home.spill.mkdir(parents=True, exist_ok=True)
+    jars = [str(file) for file in jar_files()]
     conf = {
-        "spark.jars": ",".join(str(file) for file in jar_files()),
+        "spark.jars": ",".join(jars),
         "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
         "spark.driver.memory": settings.driver_memory,
@@ -335,8 +336,8 @@ def _conf(settings: SparkSettings, *, home: Home) -> dict[str, str]:
     return conf | {
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
-        "spark.driver.extraJavaOptions": f"{JVM_OPTIONS} {_archive_option()} -Dderby.system.home={home.spill}",
-        "spark.driver.extraClassPath": os.pathsep.join(str(file) for file in jar_files()),
+        "spark.driver.extraJavaOptions": jvm_options(home, archive=_archive_option()),
+        "spark.driver.extraClassPath": os.pathsep.join(jars),
         "spark.default.parallelism": "4",
         "spark.sql.shuffle.partitions": "4",
         "spark.databricks.delta.snapshotPartitions": "2",
@@ -346,14 +347,21 @@ def _conf(settings: SparkSettings, *, home: Home) -> dict[str, str]:
     }
 
 
+def jvm_options(home: Home, *, archive: str) -> str:
+    """Options of a local JVM.
+
+    Args:
+        archive: those that say which archive of classes it maps, or writes.
+    """
+    return f"{JVM_OPTIONS} {archive} -Dderby.system.home={home.spill}"
+
+
 def _archive_option() -> str:
     """Without the warning of a JVM that cannot use the archive, as one with more on its class path cannot."""
     archive = archive_path()
-    return (
-        f"-XX:SharedArchiveFile={archive} -Xlog:disable -Xlog:all=warning:stderr"
-        if archive and archive.exists()
-        else ""
-    )
+    if archive is None or not archive.exists():
+        return ""
+    return f"-XX:SharedArchiveFile={archive} -Xlog:disable -Xlog:all=warning:stderr"
 
 
 def _resolve(*, scratch: Path) -> dict[str, Path]:

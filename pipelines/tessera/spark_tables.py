@@ -31,13 +31,13 @@ def at_version(spark: SparkSession, path: Path, *, version: int) -> DataFrame:
     strange = set(GLOBS) & set(str(path))
     if strange or table.protocol().min_reader_version > PLAIN_READER or table.metadata().partition_columns:
         return spark.read.format("delta").option("versionAsOf", version).load(str(path))
-    if tables.missing_files(path, version=version) and (lost := tables.damage(path, table=table)):
+    sizes = tables.files_of(table)
+    if tables.missing(path, sizes) and (lost := tables.damage(path, table=table)):
         raise lost
     schema = StructType.fromJson(json.loads(table.schema().to_json()))
-    files = [str(path / name) for name in tables.data_files(path, version=version)]
-    if not files:
+    if not sizes:
         return spark.createDataFrame([], schema)
-    return parquet(spark, *files, schema=schema)
+    return parquet(spark, *(str(path / name) for name in sizes), schema=schema)
 
 
 def parquet(spark: SparkSession, *paths: str, schema: StructType | str) -> DataFrame:

@@ -5,7 +5,7 @@ read and written by Spark instead; both see the same tables.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -145,17 +145,23 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 
 def missing_files(path: Path, *, version: int) -> list[str]:
     """Data files that the table's version names and that are absent or of another size: at best none."""
-    found = []
-    for name, size in data_files(path, version=version).items():
-        file = path / name
-        if not file.is_file() or file.stat().st_size != size:
-            found.append(name)
-    return found
+    return missing(path, data_files(path, version=version))
+
+
+def missing(path: Path, sizes: Mapping[str, int]) -> list[str]:
+    """Those of these files below `path` that are absent or of another size."""
+    files = {name: path / name for name in sizes}
+    return [name for name, file in files.items() if not file.is_file() or file.stat().st_size != sizes[name]]
 
 
 def data_files(path: Path, *, version: int) -> dict[str, int]:
     """The data files that the table's version names, relative to it, and their bytes."""
-    actions = pa.table(open_table(path, version=version).get_add_actions(flatten=True))
+    return files_of(open_table(path, version=version))
+
+
+def files_of(table: DeltaTable) -> dict[str, int]:
+    """`data_files` of a table that is open."""
+    actions = pa.table(table.get_add_actions(flatten=True))
     names = map(unquote, actions["path"].to_pylist())
     return dict(zip(names, actions["size_bytes"].to_pylist(), strict=True))
 

@@ -41,10 +41,14 @@ MEANINGS: tuple[tuple[str, type[TesseraError], str], ...] = (
         "a disk has no room left: that of the home or of spark.local.dir; free some space, see tessera gc, and run the "
         "command again",
     ),
+    (
+        r"(?:FAILED_READ_FILE|CANNOT_READ_FILE_FOOTER).*?([^/\s]+\.parquet)",
+        SourceError,
+        "{} is no whole Parquet file, and the version of the table that is read names it; restore the file, or read "
+        "another version",
+    ),
 )
-"""What is found in an error of Spark, and what it means."""
-
-DAMAGED = re.compile(r"(?:FAILED_READ_FILE|CANNOT_READ_FILE_FOOTER).*?([^/\s]+\.parquet)")
+"""What is found in an error of Spark, and what it means; {} is what the pattern's group found."""
 
 WATCH_SECONDS = 0.5
 MAX_PARALLELISM = 2**16
@@ -81,13 +85,9 @@ def error_of_worker(error: Exception) -> TesseraError | None:
     kind = getattr(errors, found[1], None) if found else None
     if found and isinstance(kind, type) and issubclass(kind, TesseraError):
         return kind(found[2])
-    if meant := next((make(meant) for pattern, make, meant in MEANINGS if re.search(pattern, text)), None):
-        return meant
-    if damaged := DAMAGED.search(text):
-        return SourceError(
-            f"{damaged[1]} is no whole Parquet file, and the version of the table that is read names it; restore the "
-            "file, or read another version"
-        )
+    for pattern, make, meant in MEANINGS:
+        if found := re.search(pattern, text):
+            return make(meant.format(*found.groups()))
     return None
 
 

@@ -2,8 +2,8 @@
 
 The first prepare, and one by other rules, looks at all rows; any other only at those that changed since the newest
 documents (`increments`), and publishes the difference. Either gives the same set of documents. One pass over the text
-of the rows that are judged, which Spark keeps on disk, and one that writes what is new. Nothing is collected a row at a
-time; the driver sees counts.
+of the rows that are judged, which are kept as Parquet meanwhile, and one that writes what is new. Nothing is collected
+a row at a time; the driver sees counts.
 """
 
 import time
@@ -28,6 +28,7 @@ from tessera.prepare.scratch import scratch
 from tessera.prepare.settings import PrepareSettings
 from tessera.prepare.sources import Source
 from tessera.progress import Tell, silent
+from tessera.publish import Publication
 
 
 @tasks.told
@@ -57,21 +58,12 @@ def write_documents(
     """
     began = time.monotonic()
     governance.check([source.settings for source in sources], purpose=settings.purpose, licenses=settings.licenses)
-    publication = publish.begin(home.documents, name="documents")
     erased = erasures.read(home)
     rows_of = [(source, read.source_rows(spark, source, partitions=partitions)) for source in sources]
     judging = _Judging(rows_of, rules=judge.rules(settings))
-
-    def find_parent() -> PrepareRecord | None:
-        rules = judging.rules.hash
-        return (
-            increments.find_parent(home, publication=publication, sources=sources, rules=rules) if not fresh else None
-        )
-
-    parent = find_parent()
+    publication, parent = _begin(home, sources=sources, rules=judging.rules, fresh=fresh)
     if parent is not None and warehouse.join_small_files(spark, home.documents, tell=tell):
-        publication = publish.begin(home.documents, name="documents")
-        parent = find_parent()
+        publication, parent = _begin(home, sources=sources, rules=judging.rules, fresh=fresh)
     with scratch(home, name=publication.publish_id) as (keep, keep_text):
         changed = increments.changed(rows_of, parent=parent, home=home, spark=spark) if parent is not None else None
         ids = keep(changed.ids) if changed is not None else None
@@ -128,6 +120,16 @@ def write_documents(
     return record
 
 
+def _begin(
+    home: Home, *, sources: Sequence[Source], rules: Rules, fresh: bool
+) -> tuple[Publication, PrepareRecord | None]:
+    """The right to publish, and the documents that are gone on from, if there are any."""
+    publication = publish.begin(home.documents, name="documents")
+    if fresh:
+        return publication, None
+    return publication, increments.find_parent(home, publication=publication, sources=sources, rules=rules.hash)
+
+
 @dataclass(frozen=True)
 class _Judging:
     """Reads and judges rows of all sources."""
@@ -158,7 +160,7 @@ def _texts(rows: DataFrame, *, judged: DataFrame, judging: _Judging) -> Texts:
 
 def _write_decisions(
     decided: DataFrame, *, gone: DataFrame | None, parent: PrepareRecord | None, home: Home,
-    publication: publish.Publication,
+    publication: Publication,
 ) -> TableVersion:  # fmt: skip
     if parent is None or gone is None:
         return decisions.write(decided, home=home, publish_id=publication.publish_id)

@@ -96,9 +96,8 @@ def _feed(spark: SparkSession, source: Source, *, after: int) -> DataFrame | Non
     try:
         feed = reader.table(source.location) if source.in_catalog else reader.load(source.location)
         ids = feed.select(read.id_of(source).alias("doc_id")).distinct().localCheckpoint()
-    except (
-        Exception
-    ):  # not enabled for all versions, or its files were vacuumed: then the JVM's own, which has no class
+    except Exception:
+        # Not enabled for all versions; or its files were vacuumed, of which Spark's client makes no error of its own.
         return None
     return ids
 

@@ -32,11 +32,11 @@ class Rules:
     """What rows are judged by."""
 
     settings: PrepareSettings
+    hash: str
+    """See `stage.rules_hash`."""
     evaluation_sets: Sequence[EvaluationSet] = ()
     key: bytes | None = None
     """Of pseudonyms."""
-    hash: str = ""
-    """See `stage.rules_hash`."""
 
 
 def rules(settings: PrepareSettings) -> Rules:

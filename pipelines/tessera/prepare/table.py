@@ -134,7 +134,6 @@ def write(
         whole: whether all rows were judged, so that nothing of the table need be kept.
     """
     leaving = counted.by_status.get(MOVED, 0) + counted.by_status.get(GONE, 0)
-    publish.check_parent(publication)
     if whole:
         _overwrite(new, publication=publication, record=record)
     elif leaving > REWRITE_SHARE * record.documents:
@@ -188,11 +187,8 @@ def _staying(found: DataFrame, *, publication: Publication) -> DataFrame:
 def _merge(found: DataFrame, *, new: DataFrame, publication: Publication, record: PrepareRecord) -> None:
     told = found.where(F.col("status").isin(MOVED, GONE)).select("doc_id", "sha256", "group", "split", "status")
     given = new.withColumn("status", F.lit(NEW)).unionByName(told, allowMissingColumns=True)
-    conf = {
-        METADATA_CONF: publication.metadata(record),
-        f"{TXN_CONF}txnAppId": publication.name,
-        f"{TXN_CONF}txnVersion": str(publication.version),
-    }
+    options = publication.spark_options(record)
+    conf = {METADATA_CONF: options.pop("userMetadata"), **{f"{TXN_CONF}{name}": options[name] for name in options}}
     spark = found.sparkSession
     with view(given, name="tessera_documents") as named, session_settings(spark, conf), _row_groups(spark):
         spark.sql(

@@ -15,7 +15,7 @@ Four ways to know one, from the surest to the least:
   (0.62 of the places for base 62; camel case hardly reaches 0.4), with three digits and a high Shannon entropy. A
   hexadecimal digest is none by itself: commits and checksums are everywhere.
 
-The span is the value alone: names, schemes and hosts stay.
+The span is the value alone: names, schemes and hosts stay, but those of a webhook, which is secret as a whole.
 """
 
 import math

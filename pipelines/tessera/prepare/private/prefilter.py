@@ -5,7 +5,7 @@ twice, the second time half a block further on: whatever is shorter than a quart
 and 512 bytes from its ends.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ def regions(data: Text, *, by: Collection[Detector]) -> Iterator[tuple[Detector,
         for detector, places in passing(blocks, by=by):
             hit.setdefault(detector, []).append(np.stack([cut[places], cut[places + 1]], axis=1))
     for detector, stretches in hit.items():
-        for start, end in _merged(np.concatenate(stretches)):
+        for start, end in merged(np.concatenate(stretches).tolist()):
             yield detector, start, end
 
 
@@ -54,10 +54,10 @@ def _matching(values: Any, pattern: str) -> np.ndarray:
     return np.flatnonzero(matched.to_numpy(zero_copy_only=False))
 
 
-def _merged(stretches: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Those that touch as one."""
+def merged(stretches: Iterable[Sequence[int]]) -> Iterator[tuple[int, int]]:
+    """Stretches, (start, end), in order, those that touch as one."""
     start = end = -1
-    for first, last in sorted(map(tuple, stretches.tolist())):
+    for first, last in sorted(map(tuple, stretches)):
         if start >= 0 and first <= end:
             end = max(end, last)
             continue

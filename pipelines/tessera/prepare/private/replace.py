@@ -158,8 +158,8 @@ def _hopeful(data: Text, *, by: Collection[Detector]) -> list[Detector]:
 
 def _around(pieces: Sequence[bytes], changed: Collection[int], *, num_bytes: int) -> Iterator[tuple[int, int]]:
     """Runs of pieces, (first, behind the last), with so many bytes on both sides of each changed piece; apart."""
-    start = end = -1
-    for place in sorted(changed):
+    runs = []
+    for place in changed:
         first, last = place, place + 1
         room = num_bytes
         while first > 0 and room > 0:
@@ -169,14 +169,8 @@ def _around(pieces: Sequence[bytes], changed: Collection[int], *, num_bytes: int
         while last < len(pieces) and room > 0:
             room -= len(pieces[last])
             last += 1
-        if start >= 0 and first < end:
-            start, end = min(start, first), max(end, last)
-            continue
-        if start >= 0:
-            yield start, end
-        start, end = first, last
-    if start >= 0:
-        yield start, end
+        runs.append((first, last))
+    return prefilter.merged(runs)
 
 
 def _within(edges: Sequence[tuple[int, int]], place: int) -> bool:
