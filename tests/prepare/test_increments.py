@@ -230,6 +230,25 @@ def test_a_change_feed_whose_files_were_vacuumed_is_compared(spark: "SparkSessio
     assert check(spark, home, Home(tmp_path / "whole"), source).changes == {"t": "compared"}
 
 
+def test_a_column_that_was_dropped_and_made_anew_is_compared(spark: "SparkSession", home: Home, tmp_path: Path) -> None:
+    """Every row is another one, and the change data feed says nothing of it."""
+    table = Table(tmp_path / "t", seed=6, feed=True)
+    source = {"path": str(table.path)}
+    prepare(spark, home, source=source)
+    by_name = "'delta.columnMapping.mode' = 'name', 'delta.minReaderVersion' = '2', 'delta.minWriterVersion' = '5'"
+    spark.sql(f"ALTER TABLE delta.`{table.path}` SET TBLPROPERTIES ({by_name})")
+    spark.sql(f"ALTER TABLE delta.`{table.path}` DROP COLUMN text")
+    spark.sql(f"ALTER TABLE delta.`{table.path}` ADD COLUMN text STRING")
+    spark.sql(
+        f"UPDATE delta.`{table.path}` SET text = concat('a new text that was given to row ', id) WHERE id LIKE 'k3%'"
+    )
+
+    record = check(spark, home, Home(tmp_path / "whole"), source)
+
+    assert record.changes == {"t": "compared"}
+    assert record.documents == 11
+
+
 def test_an_erased_row_is_turned_in_an_increment(spark: "SparkSession", home: Home, tmp_path: Path) -> None:
     table = Table(tmp_path / "t", seed=9, feed=False)
     source = {"path": str(table.path)}

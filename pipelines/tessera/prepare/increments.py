@@ -88,18 +88,27 @@ def _changed_in(
 
 
 def _feed(spark: SparkSession, source: Source, *, after: int) -> DataFrame | None:
-    """The doc_ids in the change data feed since a version; None where there is none for all of it."""
+    """The doc_ids in the change data feed since a version; None where it does not tell of all that changed."""
     reader = (
         spark.read.format("delta").option("readChangeFeed", "true").option("startingVersion", after + 1)
         .option("endingVersion", source.pinned.version)
     )  # fmt: skip
     try:
+        if _columns_changed(spark, source, after=after):
+            return None
         feed = reader.table(source.location) if source.in_catalog else reader.load(source.location)
         ids = feed.select(read.id_of(source).alias("doc_id")).distinct().localCheckpoint()
     except Exception:
         # Not enabled for all versions; or its files were vacuumed, of which Spark's client makes no error of its own.
         return None
     return ids
+
+
+def _columns_changed(spark: SparkSession, source: Source, *, after: int) -> bool:
+    """Whether columns were dropped, renamed or added since a version, which changes rows and is in no feed."""
+    table = source.location if source.in_catalog else f"delta.`{source.location}`"
+    since = spark.sql(f"DESCRIBE HISTORY {table}").where(F.col("version") > after)
+    return not since.where(F.col("operation").contains("COLUMN")).isEmpty()
 
 
 def _compared(now: DataFrame, *, decided: DataFrame) -> DataFrame:
