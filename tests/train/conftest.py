@@ -21,7 +21,8 @@ from tessera.shard import tokenizer
 from tessera.shard.format import mds
 from tessera.shard.pack import pack
 from tessera.shard.run_manifest import SCHEMA, SetInfo, write_run_manifest
-from tessera.train.job import Job, open_job
+from tessera.train.job import Job
+from tessera.train.opening import open_job
 from tessera.train.ranks import Ranks
 from tessera.train.run import RunFolder, RunSpec, launcher_lock, to_json
 from tessera.train.settings import TrainSettings

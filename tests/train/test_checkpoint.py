@@ -108,7 +108,7 @@ def test_no_checkpoint_holds_a_pickle_and_a_planted_one_is_not_run(folder, make_
         (copy / "record.json").write_text(json.dumps(record))
         job = make_job("other")
         with pytest.raises((ModelError, CorruptCheckpoint), match="readable"):
-            checkpoint.restore(checkpoint.open_checkpoint(copy), model=job.model, optimizer=job.optimizer)
+            checkpoint.restore(checkpoint.open_checkpoint(copy), model=job.model, tensors=job.tensors())
     assert not (tmp_path / "ran").exists()
 
 
@@ -116,19 +116,19 @@ def test_a_checkpoint_of_another_architecture_names_keys(folder, make_job):
     other = make_job("other", model={"layers": 3, "width": 32, "heads": 2, "kv_heads": 1, "ffn_width": 48})
     found, _ = notices_of(folder)
     with pytest.raises(ModelError, match=r"lacks model\.layers\.2"):
-        checkpoint.restore(found, model=other.model, optimizer=other.optimizer)
+        checkpoint.restore(found, model=other.model, tensors=other.tensors())
 
 
 def test_restoring_gives_back_every_tensor(folder, make_job):
     found, _ = notices_of(folder)
     job = make_job("other")
-    checkpoint.restore(found, model=job.model, optimizer=job.optimizer)
+    checkpoint.restore(found, model=job.model, tensors=job.tensors())
 
     for name, value in load_file(found.folder / "optimizer.safetensors").items():
-        assert torch.equal(job.optimizer.state()[name], value)
+        assert torch.equal(job.tensors()[name], value)
     for name, value in load_file(found.folder / "model.safetensors").items():
         assert torch.equal(job.model.state_dict()[name], value)
-    assert job.optimizer.num_steps == 6
+    assert found.state["num_steps"] == 6
 
 
 def test_what_is_before_the_commit_may_stop_it(folder, make_job, tmp_path):
@@ -139,7 +139,7 @@ def test_what_is_before_the_commit_may_stop_it(folder, make_job, tmp_path):
 
     with pytest.raises(RuntimeError, match="no"):
         checkpoint.save(
-            tmp_path / "step-00000001", model=job.model, optimizer=job.optimizer, state={"num_steps": 1},
+            tmp_path / "step-00000001", model=job.model, tensors=job.tensors(), state={"num_steps": 1},
             tokenizer_folder=job.folder.home.resolve("tokenizers/small"), before_commit=refuse,
         )  # fmt: skip
     with pytest.raises(CorruptCheckpoint, match="was not finished"):

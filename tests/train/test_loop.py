@@ -11,7 +11,8 @@ from tessera.failpoints import InjectedFault
 from tessera.lineage import sha256_file
 from tessera.model.build import load
 from tessera.shard.read.batches import batch_at, sequential
-from tessera.train.loop import train
+from tessera.train import heldout
+from tessera.train.loop import add_gradients, train
 
 
 def finish(make_job, name, **changed):
@@ -33,7 +34,8 @@ def brute_force_nats(model, batch):
 
 
 def test_a_run_writes_a_line_a_step_and_a_model_that_has_learned(make_job):
-    result, lines = finish(make_job, "a", steps=30, optimizer={"matrix_lr": 0.05, "embedding_lr": 0.05})
+    rates = {"optimizer": {"embedding_lr": 0.05}, "methods": {"muon": {"lr": 0.05}}}
+    result, lines = finish(make_job, "a", steps=30, **rates)
 
     assert [line["step"] for line in lines] == list(range(31))
     assert result.steps == 30
@@ -80,8 +82,7 @@ def test_micro_batches_only_change_the_last_bits(make_job, micro_batch):
 def test_the_gradient_is_the_mean_over_all_tokens_of_the_global_batch(make_job):
     job = make_job("a", micro_batch=3)
     for _ in range(2):  # the second time over what the first left behind
-        job.gradients.zero_()
-        counted = sum(job.add_gradients(part) for part in job.parts(0))
+        counted = add_gradients(job)
     batch = batch_at(job.train, job.order, step=0, batch_size=8)
     parameters = list(job.model.parameters())
     nats = brute_force_nats(job.model, batch)
@@ -94,7 +95,7 @@ def test_the_gradient_is_the_mean_over_all_tokens_of_the_global_batch(make_job):
 
 def test_heldout_bits_per_byte_are_those_of_the_whole_split(make_job, set_home):
     job = make_job("a", heldout={"sequences": 10_000})
-    found = job.heldout_loss()
+    found = heldout.measure(job)
     nats = sum(brute_force_nats(job.model, batch).item() for batch in sequential(job.heldout, batch_size=7))
 
     assert found["heldout_loss"] == pytest.approx(nats / job.heldout.num_tokens, rel=1e-5)
@@ -106,21 +107,23 @@ def test_a_heldout_limit_takes_exactly_the_first_sequences(make_job):
     batch = {name: value[:5] for name, value in next(sequential(job.heldout, batch_size=16)).items()}
     nats = brute_force_nats(job.model, batch).item()
 
-    assert job.heldout_loss()["heldout_loss"] == pytest.approx(nats / float((batch["labels"] != -100).sum()), rel=1e-5)
+    assert heldout.measure(job)["heldout_loss"] == pytest.approx(
+        nats / float((batch["labels"] != -100).sum()), rel=1e-5
+    )
 
 
 def test_gradients_are_clipped_to_the_norm_and_reported_before(make_job):
-    job = make_job("a", steps=1, optimizer={"clip_norm": 1e-3})
+    job = make_job("a", steps=1, methods={"clipping": {"norm": 1e-3}})
     train(job)
 
     assert metric_lines(job.folder)[1]["gradient_norm"] > 1e-2
-    assert job.gradients.norm() == pytest.approx(1e-3, rel=1e-4)
+    assert job.gradients.buffer.norm() == pytest.approx(1e-3, rel=1e-4)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(make_job, bad):
     job = make_job("a", steps=9)
-    original = job.add_gradients
+    original = job.nats
 
     def spoil(part):
         if job.progress.next_step == 4:
@@ -128,7 +131,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(make
                 job.model.get_input_embeddings().weight[:] = bad
         return original(part)
 
-    job.add_gradients = spoil
+    job.nats = spoil
     with pytest.raises(TrainingFailed, match=r"step 5: the loss is nan .* the checkpoint after step 4 is kept"):
         train(job)
 

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -6,8 +8,10 @@ from torch import nn
 
 from tessera.model.build import build
 from tessera.model.settings import ModelSettings
-from tessera.train.optimizer import Optimizer, orthogonalize, split_parameters
-from tessera.train.ranks import Ranks, flat_gradients
+from tessera.train.gradients import Gradients
+from tessera.train.methods.muon import Muon, MuonSettings, orthogonalize
+from tessera.train.optimizer import AdamW, split_parameters
+from tessera.train.ranks import Ranks
 from tessera.train.settings import OptimizerSettings
 
 
@@ -29,8 +33,21 @@ class Bag(nn.Module):
             value.grad = torch.randn(value.shape, generator=generator)
 
 
-def optimizer_of(model, **changed):
-    return Optimizer(model, settings=OptimizerSettings(**changed), ranks=Ranks())
+def adamw_of(model, **changed):
+    return AdamW(model, settings=OptimizerSettings(**changed))
+
+
+def muon_of(model, *, weight_decay=0.0, **changed):
+    """Muon over a job of which it sees no more than this."""
+    settings = OptimizerSettings(weight_decay=weight_decay)
+    job = SimpleNamespace(
+        optimizer=AdamW(model, settings=settings),
+        ranks=Ranks(),
+        spec=SimpleNamespace(settings=SimpleNamespace(optimizer=settings)),
+    )
+    muon = Muon(MuonSettings(**changed), job=job)
+    muon.init()
+    return muon
 
 
 @settings(max_examples=30, deadline=None)
@@ -58,13 +75,12 @@ def test_a_stack_is_done_as_its_matrices_are_and_zeros_stay():
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
 def test_muon_does_what_the_one_of_torch_does(weight_decay):
     ours, theirs = Bag((16, 16), (16, 40), (40, 16)), Bag((16, 16), (16, 40), (40, 16))
-    rates = {"matrix_lr": 0.05, "momentum": 0.9, "weight_decay": weight_decay}
-    mine = optimizer_of(ours, **rates, embedding_lr=1e-9)
+    mine = muon_of(ours, lr=0.05, momentum=0.9, weight_decay=weight_decay)
     reference = torch.optim.Muon(list(theirs.loose), lr=0.05, momentum=0.9, weight_decay=weight_decay)
     for step in range(4):
         for model in (ours, theirs):
             model.set_gradients(step)
-        mine.step(1.0)
+        mine.optimizer(1.0)
         reference.step()
 
     start = Bag((16, 16), (16, 40), (40, 16))
@@ -75,18 +91,19 @@ def test_muon_does_what_the_one_of_torch_does(weight_decay):
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_adamw_does_what_the_one_of_torch_does(weight_decay):
-    ours, theirs = Bag((5,)), Bag((5,))
+    ours, theirs = Bag((5,), (4, 6)), Bag((5,), (4, 6))
     theirs.load_state_dict(ours.state_dict())
-    mine = optimizer_of(ours, embedding_lr=0.02, scalar_lr=0.03, weight_decay=weight_decay, epsilon=1e-8)
+    mine = adamw_of(ours, matrix_lr=0.04, embedding_lr=0.02, scalar_lr=0.03, weight_decay=weight_decay, epsilon=1e-8)
     reference = torch.optim.AdamW(
         [{"params": [theirs.embed.weight], "lr": 0.02, "weight_decay": weight_decay},
-         {"params": list(theirs.loose), "lr": 0.03, "weight_decay": 0.0}],
+         {"params": [theirs.loose[0]], "lr": 0.03, "weight_decay": 0.0},
+         {"params": [theirs.loose[1]], "lr": 0.04, "weight_decay": weight_decay}],
         betas=(0.9, 0.99),
     )  # fmt: skip
     for step in range(5):
         for model in (ours, theirs):
             model.set_gradients(step)
-        mine.step(1.0)
+        mine.step(1.0, number=step + 1)
         reference.step()
 
     for value, wanted in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -107,17 +124,35 @@ def test_every_parameter_has_one_method(tied):
     }  # fmt: skip
 
 
+def test_experts_in_a_stack_are_moved_as_matrices_of_their_own():
+    stacked, alone = Bag((3, 8, 12)), Bag((8, 12), (8, 12), (8, 12))
+    with torch.no_grad():
+        for one, expert in zip(alone.loose, stacked.loose[0], strict=True):
+            one.copy_(expert)
+    gradient = torch.randn(3, 8, 12)
+    stacked.loose[0].grad = gradient.clone()
+    for one, slope in zip(alone.loose, gradient, strict=True):
+        one.grad = slope.clone()
+    for model in (stacked, alone):
+        model.embed.weight.grad = torch.zeros(7, 3)
+        muon_of(model, lr=0.1).optimizer(1.0)
+
+    for one, expert in zip(alone.loose, stacked.loose[0], strict=True):
+        torch.testing.assert_close(one, expert)
+
+
 def test_the_state_goes_on_where_it_was_and_is_in_no_gradient_order():
     one, two = Bag((8, 8), (8, 8), (4,)), Bag((8, 8), (8, 8), (4,))
-    first, second = optimizer_of(one), optimizer_of(two)
+    first, second = muon_of(one), muon_of(two)
     for step in range(2):
         one.set_gradients(step)
-        first.step(1.0)
+        first.optimizer(1.0)
     two.load_state_dict(one.state_dict())
-    second.load_state({name: value.clone() for name, value in first.state().items()}, num_steps=first.num_steps)
-    for model, optimizer in ((one, first), (two, second)):
+    for name, value in second.state().items():
+        value.copy_(first.state()[name])
+    for model, muon in ((one, first), (two, second)):
         model.set_gradients(9)
-        optimizer.step(0.5)
+        muon.optimizer(0.5)
 
     for value, other in zip(one.parameters(), two.parameters(), strict=True):
         assert torch.equal(value, other)
@@ -125,10 +160,10 @@ def test_the_state_goes_on_where_it_was_and_is_in_no_gradient_order():
 
 def test_all_gradients_are_views_of_one_buffer():
     model = Bag((3, 4), (5,))
-    buffer = flat_gradients(model)
+    gradients = Gradients(model, ranks=Ranks())
     for _ in range(2):
         (sum(value.sum() for value in model.loose) * 3).backward()
 
-    assert buffer.sum() == 2 * 3 * 17
-    buffer.zero_()
+    assert gradients.buffer.sum() == 2 * 3 * 17
+    gradients.zero()
     assert all((value.grad == 0).all() for value in model.parameters())

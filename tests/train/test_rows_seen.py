@@ -16,7 +16,7 @@ from tessera.shard.read.order import Order
 from tessera.shard.run_manifest import write_run_manifest
 from tessera.train import rows_seen, seen
 from tessera.train.forget import runs_that_saw
-from tessera.train.run import RunFolder, RunSpec, to_json
+from tessera.train.run import RunFolder, RunResult, RunSpec, to_json
 from tessera.train.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.spark
 BATCH = 4
 
 
-def run_of(home: Home, shards: ShardRecord, *, name: str, steps: int) -> TrainRecord:
+def run_of(home: Home, shards: ShardRecord, *, name: str, steps: int, skipped: tuple[int, ...] = ()) -> TrainRecord:
     """A run folder of a finished run, and its record: all that the order needs."""
     folder = RunFolder(home.runs / name)
     folder.root.mkdir(parents=True)
@@ -36,6 +36,11 @@ def run_of(home: Home, shards: ShardRecord, *, name: str, steps: int) -> TrainRe
     folder.spec.write_text(to_json(spec.model_dump(mode="json")))
     write_run_manifest(read_manifest(home, shards.name, shards.manifest.version), folder.manifest)
     folder.metrics.write_text(f'{{"step": {steps}}}\n')
+    result = RunResult(
+        steps=steps, ranks=1, parameters=1, train_tokens=1, bits_per_byte_before=1.0, bits_per_byte_after=1.0,
+        checkpoint="c", weights_sha256="w", seconds=1.0, skipped=skipped,
+    )  # fmt: skip
+    folder.record.write_text(to_json(result.model_dump(mode="json")))
     return TrainRecord(
         fingerprint=name, run=home.relative(folder.root), run_id=f"mlflow-{name}", shard_set=shards.manifest,
         tokenizer=shards.tokenizer, steps=steps, train_tokens=1, ranks=1, parameters=1, bits_per_byte_before=1.0,
@@ -43,7 +48,9 @@ def run_of(home: Home, shards: ShardRecord, *, name: str, steps: int) -> TrainRe
     )  # fmt: skip
 
 
-def counted(home: Home, shards: ShardRecord, *, steps: int) -> dict[str, tuple[int, int]]:
+def counted(
+    home: Home, shards: ShardRecord, *, steps: int, skipped: tuple[int, ...] = ()
+) -> dict[str, tuple[int, int]]:
     """doc_id -> times and first step, by going through every batch."""
     files = [row for row in read_manifest(home, "docs").to_pylist() if row["split"] == "train"]
     order = Order([row["samples"] for row in files], seed=steps, block_shards=2)
@@ -52,8 +59,9 @@ def counted(home: Home, shards: ShardRecord, *, steps: int) -> dict[str, tuple[i
         held.setdefault((row["file"], row["sample"]), set()).add(row["doc_id"])
     times: Counter[str] = Counter()
     first: dict[str, int] = {}
-    for step in range(steps):
-        shard, sample = order.part(step, batch_size=BATCH, rank=0, world_size=1)
+    batches = [number for number in range(steps + len(skipped)) if number not in skipped]
+    for step, batch in enumerate(batches):
+        shard, sample = order.part(batch, batch_size=BATCH, rank=0, world_size=1)
         for number, place in zip(shard.tolist(), sample.tolist(), strict=True):
             for doc_id in held[files[number]["file"], place]:
                 times[doc_id] += 1
@@ -67,12 +75,16 @@ def test_rows_seen_are_what_the_batches_hold(spark: "SparkSession", home: Home) 
     cases = {"few": 2, "one epoch": -(-samples // BATCH), "several": 3 * samples // BATCH + 1}
     assert cases["few"] * BATCH < samples < cases["several"] * BATCH
 
+    skips = {"skipping": (0, 2, 3, samples // BATCH + 2)}
+    cases["skipping"] = 2 * samples // BATCH
     for name, steps in cases.items():
-        train = run_of(home, shards, name=name, steps=steps)
+        skipped = skips.get(name, ())
+        train = run_of(home, shards, name=name, steps=steps, skipped=skipped)
         rows_seen.write(spark, train=train, shards=shards, home=home)
 
         rows = [row for row in tables.read(seen.path(home)).to_pylist() if row["run"] == name]
-        assert {row["doc_id"]: (row["times"], row["first_step"]) for row in rows} == counted(home, shards, steps=steps)
+        expected = counted(home, shards, steps=steps, skipped=skipped)
+        assert {row["doc_id"]: (row["times"], row["first_step"]) for row in rows} == expected
         assert {(row["run_id"], row["shard_set"]) for row in rows} == {(f"mlflow-{name}", "docs@0")}
         assert rows_seen.write(spark, train=train, shards=shards, home=home) is None, "it is there"
     assert {row["run"] for row in tables.read(seen.path(home)).to_pylist()} == set(cases)
@@ -81,8 +93,9 @@ def test_rows_seen_are_what_the_batches_hold(spark: "SparkSession", home: Home) 
 
 def test_by_rows_says_what_forget_says(spark: "SparkSession", home: Home, tmp_path: Path) -> None:
     shards = write_set(spark, home, History(home).write(texts_of(range(60))), settings=SETTINGS)
-    for name, steps in (("a", 3), ("b", 40)):
-        rows_seen.write(spark, train=run_of(home, shards, name=name, steps=steps), shards=shards, home=home)
+    for name, steps, skipped in (("a", 3, ()), ("b", 40, ()), ("c", 9, (1, 2))):
+        train = run_of(home, shards, name=name, steps=steps, skipped=skipped)
+        rows_seen.write(spark, train=train, shards=shards, home=home)
     doc_ids = [str(row_of(key, "")["doc_id"]) for key in range(0, 60, 7)]
 
     found = {

@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from tessera.config import Layer, load
 from tessera.errors import ConfigError
-from tessera.train.schedule import multiplier
-from tessera.train.settings import OptimizerSettings, ScheduleSettings, TrainSettings
+from tessera.train.methods.wsd import WsdSettings, multiplier
+from tessera.train.settings import OptimizerSettings, TrainSettings
 
 
 def refused(**values):
@@ -39,17 +39,17 @@ def test_execution_only_fields_are_not_part_of_the_identity():
 
     assert changed.identity() == plain.identity()
     for other in ({"steps": 7}, {"batch_size": 24}, {"seed": 1}, {"precision": "bf16"}, {"model": {"layers": 3}},
-                  {"optimizer": {"matrix_lr": 0.03}}, {"schedule": {"decay": 0.1}}):  # fmt: skip
+                  {"optimizer": {"matrix_lr": 0.03}}, {"methods": {"wsd": {"decay": 0.1}}}):  # fmt: skip
         assert TrainSettings.model_validate(other).identity() != plain.identity()
 
 
 def test_warmup_and_decay_cannot_overlap():
     with pytest.raises(ValidationError, match="add up to more than 1"):
-        ScheduleSettings(warmup=0.6, decay=0.5)
+        WsdSettings(warmup=0.6, decay=0.5)
 
 
 schedules = st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)).map(
-    lambda v: ScheduleSettings(warmup=v[0] * 0.999, decay=v[1] * (1 - v[0]) * 0.999, final=v[2])
+    lambda v: WsdSettings(warmup=v[0] * 0.999, decay=v[1] * (1 - v[0]) * 0.999, final=v[2])
 )
 
 
@@ -64,7 +64,7 @@ def test_the_schedule_rises_holds_and_falls(steps, settings):
 
 
 def test_the_schedule_at_known_points():
-    settings = ScheduleSettings(warmup=0.1, decay=0.4, final=0.2)
+    settings = WsdSettings(warmup=0.1, decay=0.4, final=0.2)
     values = [multiplier(step, steps=100, settings=settings) for step in range(101)]
 
     assert values[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])

@@ -155,7 +155,7 @@ def test_torchrun_starts_killed_ranks_again_and_the_weights_are_the_same(make_ru
 
 @distributed
 def test_a_verdict_of_our_own_is_not_tried_again(make_run):
-    folder = make_run("a", optimizer={"matrix_lr": 1e30, "embedding_lr": 1e30})
+    folder = make_run("a", optimizer={"embedding_lr": 1e30}, methods={"muon": {"lr": 1e30}})
     run_ranks(folder, ranks=2, restarts=2)
     found = failure.find(folder)
 

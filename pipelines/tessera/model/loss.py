@@ -29,7 +29,8 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, *, labels: Tensor, chu
         chunk: C, tokens whose logits are held at once.
 
     Returns:
-        a scalar in float32, differentiable once in `hidden` and `weight`. For the mean divide by the count of labels.
+        a scalar in float32 (float64 for such inputs), differentiable once in `hidden` and `weight`. For the mean
+        divide by the count of labels.
     """
     needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     total: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, labels, chunk, needs_gradient)  # type: ignore[no-untyped-call]
@@ -91,20 +92,32 @@ def document_mask(document_ids: Tensor) -> Tensor:
     return same.tril_()[:, None]
 
 
+def whole_cross_entropy(hidden: Tensor, weight: Tensor, *, labels: Tensor) -> Tensor:
+    """`chunked_cross_entropy` with all logits at once."""
+    logits = functional.linear(hidden, weight).to(sum_dtype(hidden))
+    return functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+
+
+def sum_dtype(values: Tensor) -> torch.dtype:
+    """What sums over such values are held in."""
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Loss and gradients chunk by chunk; see `chunked_cross_entropy`."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, needs_gradient: bool) -> Tensor:
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        exact = sum_dtype(hidden)
+        total = torch.zeros((), dtype=exact, device=hidden.device)
         grad_hidden = torch.zeros_like(hidden) if needs_gradient else None
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_gradient else None
+        grad_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if needs_gradient else None
         for low in range(0, len(labels), chunk):
             rows = hidden[low : low + chunk]
             wanted = labels[low : low + chunk]
             counted = wanted != IGNORED
             target = wanted.where(counted, 0)[:, None]
-            logits_CV = functional.linear(rows, weight).float()
+            logits_CV = functional.linear(rows, weight).to(exact)
             logits_CV.sub_(logits_CV.amax(dim=1, keepdim=True))
             chosen = logits_CV.gather(1, target)[:, 0]
             sums = logits_CV.exp_().sum(dim=1)
@@ -115,7 +128,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             slope_CV.scatter_add_(1, target, -counted.to(slope_CV.dtype)[:, None])
             slope = slope_CV.to(weight.dtype)
             grad_hidden[low : low + chunk] = slope @ weight
-            grad_weight.addmm_(slope.T.float(), rows.float())
+            grad_weight.addmm_(slope.T.to(exact), rows.to(exact))
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return total

@@ -9,14 +9,14 @@ checkpoint is whole or does not exist. No pickle is written or read. Costs 0.1 s
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from tessera import failpoints
 from tessera.errors import CorruptCheckpoint
@@ -24,7 +24,6 @@ from tessera.files import sync
 from tessera.lineage import check_format, sha256_file
 from tessera.model.build import WEIGHTS, assign, export, read_weights
 from tessera.shard import chat, tokenizer
-from tessera.train.optimizer import Optimizer
 from tessera.train.run import FORMAT, RECORD, to_json, write_durable
 
 OPTIMIZER = "optimizer.safetensors"
@@ -47,12 +46,13 @@ def folder_of(checkpoints: Path, *, step: int) -> Path:
 
 
 def save(
-    folder: Path, *, model: nn.Module, optimizer: Optimizer, tokenizer_folder: Path, state: dict[str, Any],
+    folder: Path, *, model: nn.Module, tensors: Mapping[str, Tensor], tokenizer_folder: Path, state: dict[str, Any],
     before_commit: Callable[[], None], chats: bool = False,
 ) -> Checkpoint:  # fmt: skip
     """Writes and commits a checkpoint; what is at `folder`, left by a run that was killed or fell back, is replaced.
 
     Args:
+        tensors: of the optimizer and the methods.
         state: JSON values; `num_steps` among them.
         chats: the model was trained on conversations: the tokenizer gets the template by which they were written.
         before_commit: called when all but the record is written; what it raises leaves nothing committed.
@@ -65,8 +65,7 @@ def save(
         shutil.copyfile(file, folder / file.name)
     if chats and chat.load(folder).name == chat.OURS:
         (folder / chat.FILE).write_text(chat.PLAIN, encoding="utf-8")
-    tensors = {name: value.detach().cpu().contiguous() for name, value in optimizer.state().items()}
-    save_file(tensors, folder / OPTIMIZER)
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, folder / OPTIMIZER)
     (folder / STATE).write_text(to_json(state), encoding="utf-8")
     files: dict[str, dict[str, Any]] = {}
     for file in sorted(folder.iterdir()):
@@ -123,8 +122,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder=folder, state=state, weights_sha256=files[WEIGHTS][1])
 
 
-def restore(checkpoint: Checkpoint, *, model: nn.Module, optimizer: Optimizer) -> None:
-    """Copies a checkpoint's values into a model and optimizer of the same settings.
+def restore(checkpoint: Checkpoint, *, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copies a checkpoint's values into a model, and into the tensors of its optimizer and methods.
 
     Raises:
         ModelError: the weights are of another architecture.
@@ -132,16 +131,16 @@ def restore(checkpoint: Checkpoint, *, model: nn.Module, optimizer: Optimizer) -
     """
     assign(model, read_weights(checkpoint.folder), origin=checkpoint.folder)
     try:
-        tensors = load_file(checkpoint.folder / OPTIMIZER)
+        kept = load_file(checkpoint.folder / OPTIMIZER)
     except SafetensorError as error:
         raise CorruptCheckpoint(f"checkpoint {checkpoint.folder.name}: {OPTIMIZER} is unreadable ({error})") from None
-    own = {name: value.shape for name, value in optimizer.state().items()}
-    if own != {name: value.shape for name, value in tensors.items()}:
+    if {name: value.shape for name, value in tensors.items()} != {name: value.shape for name, value in kept.items()}:
         raise CorruptCheckpoint(
-            f"checkpoint {checkpoint.folder.name}: {OPTIMIZER} belongs to another model or optimizer; "
+            f"checkpoint {checkpoint.folder.name}: {OPTIMIZER} belongs to another model, or to other methods; "
             "start a new run: --fresh"
         )
-    optimizer.load_state(tensors, num_steps=int(checkpoint.state["num_steps"]))
+    for name, value in tensors.items():
+        value.copy_(kept[name])
 
 
 def prune(checkpoints: Path, *, keep: int) -> None:

@@ -4,7 +4,8 @@ Weights are what they were: who must not serve them is told. Exact, and the same
 order of at most two epochs, 0.3 us a sample, and a few numbers a sample.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,16 +60,21 @@ def runs_that_saw(home: Home, *, erased: Erased) -> list[RunSeen]:
     return [one for one in found if one is not None and (one.rows or not one.known)]
 
 
-def draws(order: Order, *, targets: Int, total: int) -> tuple[Int, Int]:
+def draws(
+    order: Order, *, targets: Int, total: int, batch_size: int = 1, skipped: Sequence[int] = ()
+) -> tuple[Int, Int]:
     """How often, and when first, these samples come among the first `total` of an order.
 
     Args:
         targets: [n], samples numbered through the shards, distinct.
+        skipped: batches that do not count. With them the order of all epochs is gone through, not of two.
 
     Returns:
         times [n], and the first global index [n], NEVER where there is none.
     """
     before = np.cumsum(order.samples_per_shard) - order.samples_per_shard
+    if skipped:
+        return _draws_one_by_one(order, targets=targets, total=total, batch_size=batch_size, skipped=skipped)
     epochs, rest = divmod(total, order.num_samples)
     sorter = np.argsort(targets)
     times, first = np.full(len(targets), epochs), np.full(len(targets), NEVER)
@@ -83,8 +89,24 @@ def draws(order: Order, *, targets: Int, total: int) -> tuple[Int, Int]:
     return times, first
 
 
+def _draws_one_by_one(
+    order: Order, *, targets: Int, total: int, batch_size: int, skipped: Sequence[int]
+) -> tuple[Int, Int]:
+    before = np.cumsum(order.samples_per_shard) - order.samples_per_shard
+    sorter = np.argsort(targets)
+    times, first = np.zeros(len(targets), np.int64), np.full(len(targets), NEVER)
+    for begin in range(0, total, CHUNK):
+        at, index = _hits(order, begin, min(begin + CHUNK, total), before, targets, sorter)
+        taken = ~np.isin(index // batch_size, skipped)
+        np.add.at(times, at[taken], 1)
+        new, index = at[taken][::-1], index[taken][::-1]  # of equal ones the first is written last
+        unseen = first[new] == NEVER
+        first[new[unseen]] = index[unseen]
+    return times, first
+
+
 def _hits(order: Order, begin: int, end: int, before: Int, targets: Int, sorter: Int) -> tuple[Int, Int]:
-    """Which targets come at global indices `begin` to `end` - 1, each at most once, and at which."""
+    """Which targets come at global indices `begin` to `end` - 1, and at which, in order."""
     index = np.arange(begin, end, dtype=np.int64)
     shard, sample = order.locate(index)
     number = before[shard] + sample
@@ -111,26 +133,42 @@ def _run(folder: RunFolder, *, home: Home, erased: Erased) -> RunSeen | None:
     if places and steps and samples.sum():
         order = Order(samples, seed=spec.settings.seed, block_shards=spec.block_shards)
         begins = dict(zip(train["file"].to_pylist(), (np.cumsum(samples) - samples).tolist(), strict=True))
-        rows = _seen(places, begins=begins, order=order, steps=steps, batch_size=spec.settings.batch_size)
+        rows = _seen(
+            places, begins=begins, order=order, steps=steps, batch_size=spec.settings.batch_size,
+            skipped=skipped_batches(folder),
+        )  # fmt: skip
     return RunSeen(folder.root.name, known_run_id(folder), steps=steps, rows=rows)
 
 
 def _seen(
-    places: list[dict[str, Any]], *, begins: Mapping[str, int], order: Order, steps: int, batch_size: int
-) -> tuple[Seen, ...]:
+    places: list[dict[str, Any]], *, begins: Mapping[str, int], order: Order, steps: int, batch_size: int,
+    skipped: Sequence[int],
+) -> tuple[Seen, ...]:  # fmt: skip
     """By row, from the samples that hold its pieces."""
     held: dict[str, set[int]] = {}
     for place in places:
         held.setdefault(place["doc_id"], set()).add(begins[place["file"]] + place["sample"])
     targets = np.array(sorted(set().union(*held.values())), dtype=np.int64)
-    times, first = draws(order, targets=targets, total=steps * batch_size)
+    total = (steps + len(skipped)) * batch_size
+    times, first = draws(order, targets=targets, total=total, batch_size=batch_size, skipped=skipped)
     rows = []
     for doc_id, samples in sorted(held.items()):
         at = np.searchsorted(targets, sorted(samples))
         drawn = at[times[at] > 0]
         if len(drawn):
-            rows.append(Seen(doc_id, int(times[drawn].sum()), int(first[drawn].min()) // batch_size + 1))
+            batch = int(first[drawn].min()) // batch_size
+            step = batch + 1 - sum(other < batch for other in skipped)
+            rows.append(Seen(doc_id, int(times[drawn].sum()), step))
     return tuple(rows)
+
+
+def skipped_batches(folder: RunFolder) -> tuple[int, ...]:
+    """Of its record, or of its newest checkpoint: see `train.spikes`."""
+    if (result := folder.read_result()) is not None:
+        return result.skipped
+    for state in sorted(folder.checkpoints.glob("step-*/state.json"), reverse=True):
+        return tuple(json.loads(state.read_text(encoding="utf-8"))["progress"].get("skipped", ()))
+    return ()
 
 
 def num_steps(folder: RunFolder) -> int:

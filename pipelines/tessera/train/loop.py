@@ -1,13 +1,15 @@
-"""The training loop, top to bottom. What each line does is in `job`, `optimizer`, `schedule` and `checkpoint`."""
+"""The training loop, top to bottom. What a line does is in `job`, `gradients`, `method` or `checkpoint`."""
 
 import time
 
 import torch
+from torch import Tensor
 
 from tessera import failpoints
-from tessera.errors import TrainingFailed
+from tessera.model.loss import IGNORED
+from tessera.train import heldout
 from tessera.train.job import Job
-from tessera.train.schedule import multiplier
+from tessera.train.opening import rewind
 
 
 def train(job: Job) -> None:
@@ -20,38 +22,36 @@ def train(job: Job) -> None:
         TrainingFailed: the loss or the gradient is not finite; names the step, saves nothing.
         Superseded: a newer attempt owns the run folder.
     """
-    settings, ranks, progress = job.spec.settings, job.ranks, job.progress
+    settings, ranks, progress, methods = job.spec.settings, job.ranks, job.progress, job.methods
     if progress.next_step == 0:
-        job.log({"step": 0, "tokens": 0, **job.heldout_loss()})
-    for step in range(progress.next_step, settings.steps):
+        job.log({"step": 0, "tokens": 0, **heldout.measure(job)})
+    while progress.next_step < settings.steps:
         began = time.monotonic()
-        job.gradients.zero_()
-        counted = torch.zeros(2, dtype=torch.float64, device=ranks.device)
-        for part in job.parts(step):
-            counted += job.add_gradients(part)
-        nats, tokens = ranks.sum(counted).tolist()
-        norm = ranks.sum(job.gradients).div_(max(tokens, 1)).norm()
-        if not torch.isfinite(norm + nats):
-            raise TrainingFailed(
-                f"step {step + 1}: the loss is {nats / max(tokens, 1):g} and the gradient's norm {norm:g}; training "
-                f"stops, the checkpoint after step {job.last_saved[0]} is kept. Lower train.optimizer.matrix_lr"
-            )
-        if settings.optimizer.clip_norm is not None:
-            job.gradients.mul_((settings.optimizer.clip_norm / norm.clamp(min=1e-12)).clamp(max=1.0))
-        factor = multiplier(step, steps=settings.steps, settings=settings.schedule)
-        job.optimizer.step(factor)
+        nats, tokens = ranks.sum(job.within_memory(lambda: add_gradients(job))).tolist()
+        loss, norm = nats / max(tokens, 1), job.gradients.mean(tokens)
+        job.check_finite(loss=loss, norm=norm)
+        if job.skip_spike(loss):
+            if progress.spikes_in_a_row == settings.spikes.patience:
+                rewind(job)
+            continue
+        methods.backward(norm=norm)
+        factor = methods.schedule(progress.next_step)
+        job.optimizer.step(factor, number=progress.next_step + 1)
+        methods.optimizer(factor)
 
-        progress.next_step, progress.train_tokens = step + 1, progress.train_tokens + int(tokens)
+        progress.next_step, progress.train_tokens = progress.next_step + 1, progress.train_tokens + int(tokens)
         seconds = time.monotonic() - began
         progress.seconds += seconds
         line = {
-            "step": step + 1, "loss": nats / max(tokens, 1), "learning_rate": factor * settings.optimizer.matrix_lr,
-            "gradient_norm": float(norm), "tokens": progress.train_tokens, "seconds": round(progress.seconds, 3),
-            "tokens_per_second": tokens / seconds,
+            "step": progress.next_step, "loss": loss, "gradient_norm": norm, "tokens": progress.train_tokens,
+            "learning_rate": factor * settings.optimizer.matrix_lr, "seconds": round(progress.seconds, 3),
+            "tokens_per_second": tokens / seconds, **methods.end_of_batch(),
         }  # fmt: skip
-        last, every = step + 1 == settings.steps, settings.heldout.every_steps
-        if last or (every and (step + 1) % every == 0):
-            line |= job.heldout_loss()
+        last, every = progress.next_step == settings.steps, settings.heldout.every_steps
+        if last:
+            methods.end()
+        if last or (every and progress.next_step % every == 0):
+            line |= heldout.measure(job)
         job.log(line)
         failpoints.hit("train.after_step")
         if not last and job.checkpoint_due():
@@ -59,3 +59,16 @@ def train(job: Job) -> None:
     if ranks.rank == 0:
         job.finish()
     ranks.wait()
+
+
+def add_gradients(job: Job) -> Tensor:
+    """The gradients of this rank's part of the next batch; [nats, label tokens] in float64."""
+    job.gradients.zero()
+    counted = torch.zeros(2, dtype=torch.float64, device=job.ranks.device)
+    for part in job.parts():
+        with job.methods.forward():
+            nats = job.nats(part)
+            loss = job.methods.loss(nats, part)
+        loss.backward()  # type: ignore[no-untyped-call]
+        counted += torch.stack([nats.detach().double(), (part["labels"] != IGNORED).sum().double()])
+    return counted

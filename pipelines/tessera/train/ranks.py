@@ -1,7 +1,6 @@
-"""The ranks of a run and what they say to each other: sums, gathers, and one flat buffer of gradients.
+"""The ranks of a run and what they say to each other: sums and gathers.
 
-Collectives are few and small: a step sums one buffer of gradients and two numbers, and gathers Muon's updates. Sums do
-not overlap with the backward pass, which a model of a few million parameters does not need.
+Collectives are few and small: a step sums one buffer of gradients and two numbers, and gathers Muon's updates.
 """
 
 import contextlib
@@ -14,7 +13,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from tessera.errors import SetupError
@@ -104,20 +103,6 @@ def leave(ranks: Ranks) -> None:
     """Leaves the process group."""
     if ranks.world > 1:
         dist.destroy_process_group()
-
-
-def flat_gradients(model: nn.Module) -> Tensor:
-    """One zeroed buffer of which every parameter's `grad` is a view: one sum, one norm, one scaling for all.
-
-    Backward passes add into it. Set it to zero with `buffer.zero_()`, never `grad` to None.
-    """
-    parameters = [value for value in model.parameters() if value.requires_grad]
-    buffer = torch.zeros(sum(value.numel() for value in parameters), device=parameters[0].device)
-    low = 0
-    for value in parameters:
-        value.grad = buffer[low : low + value.numel()].view_as(value)
-        low += value.numel()
-    return buffer
 
 
 def _device(wanted: str, *, local: int, num_local: int) -> torch.device:

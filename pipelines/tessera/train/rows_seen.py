@@ -5,12 +5,14 @@ afterwards, over the samples of at most two epochs. One row a run and document, 
 written again. It holds ids, no text; rows that were erased stay in it, since weights are what they were.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from tessera import lineage, publish, tasks
@@ -30,11 +32,13 @@ LOCATED = "shard int, sample int, times long, first long"
 class Drawn:
     """The first `total` indices of an order, each epoch's samples once: those of the first, then the rest of the last.
 
-    Iterating over all would take the time of the whole run's epochs.
+    Iterating over all would take the time of the whole run's epochs; where batches were skipped, that is taken.
     """
 
     order: Order
     total: int
+    batch_size: int = 1
+    skipped: tuple[int, ...] = ()
 
     @property
     def length(self) -> int:
@@ -42,17 +46,18 @@ class Drawn:
 
     @property
     def epochs(self) -> int:
-        """Whole ones."""
-        return self.total // self.order.num_samples
+        """Whole ones that need not be iterated over."""
+        return 0 if self.skipped else self.total // self.order.num_samples
 
     @property
     def first(self) -> int:
-        return min(self.total, self.order.num_samples)
+        return self.total if self.skipped else min(self.total, self.order.num_samples)
 
     def locate(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """`id`, positions below `length`, -> LOCATED."""
         for batch in batches:
             position = batch["id"].to_numpy()
+            position = position[~np.isin(position // self.batch_size, self.skipped)]
             later = position >= self.first
             index = np.where(later, self.total - self.length + position, position)
             shard, sample = self.order.locate(index)
@@ -100,7 +105,9 @@ def _rows(spark: SparkSession, folder: RunFolder, *, train: TrainRecord, shards:
     files = [row for row in manifest.select(["split", "file", "samples"]).to_pylist() if row["split"] == "train"]
     order = Order([row["samples"] for row in files], seed=spec.settings.seed, block_shards=spec.block_shards)
     batch_size = spec.settings.batch_size
-    drawn = Drawn(order, total=train.steps * batch_size)
+    result = folder.read_result()
+    skipped = result.skipped if result else ()
+    drawn = Drawn(order, (train.steps + len(skipped)) * batch_size, batch_size=batch_size, skipped=skipped)
     samples = (
         spark.range(drawn.length).mapInArrow(drawn.locate, LOCATED)
         .groupBy("shard", "sample").agg(F.sum("times").alias("times"), F.min("first").alias("first"))
@@ -112,6 +119,12 @@ def _rows(spark: SparkSession, folder: RunFolder, *, train: TrainRecord, shards:
     known = {"run": folder.root.name, "run_id": train.run_id, "shard_set": f"{shards.name}@{shards.manifest.version}"}
     return (
         found.groupBy("doc_id", "source")
-        .agg(F.sum("times").alias("times"), F.expr(f"min(first) div {batch_size} + 1").alias("first_step"))
+        .agg(F.sum("times").alias("times"), F.expr(f"min(first) div {batch_size}").alias("batch"))
+        .withColumn("first_step", F.col("batch") + 1 - _skipped_before(F.col("batch"), skipped=skipped))
         .withColumns({name: F.lit(value) for name, value in known.items()}).select(*COLUMNS)
     )  # fmt: skip
+
+
+def _skipped_before(batch: Column, *, skipped: Sequence[int]) -> Column:
+    """How many of the skipped batches come before one: its step is so much earlier."""
+    return reduce(add, ((F.lit(other) < batch).cast("int") for other in skipped), F.lit(0))

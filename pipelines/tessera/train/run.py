@@ -64,6 +64,8 @@ class RunResult(Entry):
     weights_sha256: str
     seconds: float
     """Of training, over all attempts; starting the ranks not counted."""
+    skipped: tuple[int, ...] = ()
+    """Batches of the order, 0-based, that no step took: see `train.spikes`."""
 
     @property
     def tags(self) -> dict[str, str]:

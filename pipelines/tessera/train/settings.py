@@ -5,52 +5,37 @@ fingerprint, so that a run may be resumed with others. Sums of floating-point nu
 which the run announces.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from tessera.config import EXECUTION, Section
 from tessera.model.settings import ModelSettings
+from tessera.train import method
+
+if TYPE_CHECKING:
+    AllMethods = method.MethodsSettings
+else:
+    AllMethods = method.settings_type()
 
 
 class OptimizerSettings(Section):
-    """Muon for hidden matrices, AdamW for embeddings, the output projection, norms and scalars."""
+    """AdamW, for all parameters that no method updates: beside Muon embeddings, the output projection and gains."""
 
-    matrix_lr: float = Field(0.012, gt=0)
-    """Muon's learning rate; an update has spectral norm about 1 x sqrt(max(1, rows / columns)) before it."""
+    matrix_lr: float = Field(0.003, gt=0)
+    """Learning rate for hidden matrices, where Muon does not update them."""
     embedding_lr: float = Field(0.08, gt=0)
-    """AdamW's learning rate for embeddings and the output projection."""
+    """Learning rate for embeddings and the output projection."""
     scalar_lr: float = Field(0.01, gt=0)
-    """AdamW's learning rate for gains and biases."""
-    momentum: float = Field(0.95, ge=0, lt=1)
-    """Muon's momentum (Nesterov)."""
+    """Learning rate for gains, biases and the routers of a mixture of experts."""
     beta1: float = Field(0.9, ge=0, lt=1)
-    """AdamW: decay of the mean of gradients."""
+    """Decay of the mean of gradients."""
     beta2: float = Field(0.99, ge=0, lt=1)
-    """AdamW: decay of the mean of their squares."""
+    """Decay of the mean of their squares."""
     epsilon: float = Field(1e-10, gt=0)
-    """AdamW: added to the root of the mean square."""
+    """Added to the root of the mean square."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled decay of matrices and embeddings, times the learning rate; gains and biases never decay."""
-    clip_norm: float | None = Field(1.0, gt=0)
-    """Gradients of a larger norm are scaled down to it; null does not clip."""
-
-
-class ScheduleSettings(Section):
-    """Warm-up, stable, decay: fractions of `train.steps`."""
-
-    warmup: float = Field(0.02, ge=0, le=1)
-    """Part of the steps in which the learning rate rises from zero, linearly."""
-    decay: float = Field(0.5, ge=0, le=1)
-    """Part of the steps, at the end, in which it falls linearly."""
-    final: float = Field(0.0, ge=0, le=1)
-    """The learning rate after the last step, as a part of the stable one."""
-
-    @model_validator(mode="after")
-    def _fits(self) -> "ScheduleSettings":
-        if self.warmup + self.decay > 1:
-            raise ValueError(f"schedule.warmup {self.warmup} and schedule.decay {self.decay} add up to more than 1")
-        return self
 
 
 class CheckpointSettings(Section):
@@ -62,6 +47,23 @@ class CheckpointSettings(Section):
     """Seconds between two checkpoints; null goes by steps alone."""
     keep: int = Field(2, ge=1, json_schema_extra=EXECUTION)
     """Checkpoints kept, the newest; two are needed to fall back when the newest is damaged."""
+    keep_best: int = Field(0, ge=0, json_schema_extra=EXECUTION)
+    """Checkpoints kept besides: those with the fewest held-out bits per byte. See `train.heldout.every_steps`."""
+
+
+class SpikeSettings(Section):
+    """Batches whose loss is far above the recent ones: they are skipped, and what was learned before may be undone."""
+
+    deviations: float | None = Field(10.0, gt=0)
+    """A spike lies so many standard deviations above the mean of the recent losses; null takes every batch."""
+    least: float = Field(0.25, ge=0)
+    """It also lies above the mean by this part of it."""
+    window: int = Field(32, ge=2)
+    """Losses that are recent; before there are so many, nothing is a spike."""
+    patience: int = Field(3, ge=1)
+    """Spikes in a row after which the run goes back to its newest checkpoint and leaves out the batches since then."""
+    most: int = Field(100, ge=1)
+    """Batches that may be skipped before the run is given up."""
 
 
 class HeldoutSettings(Section):
@@ -111,9 +113,10 @@ class TrainSettings(Section):
     timeout_seconds: float = Field(300.0, gt=0, json_schema_extra=EXECUTION)
     """How long a rank waits for another before the run ends."""
     optimizer: OptimizerSettings = OptimizerSettings()
-    schedule: ScheduleSettings = ScheduleSettings()
+    methods: AllMethods = AllMethods()
     checkpoint: CheckpointSettings = CheckpointSettings()
     heldout: HeldoutSettings = HeldoutSettings()
+    spikes: SpikeSettings = SpikeSettings()
 
     @model_validator(mode="after")
     def _divisible(self) -> "TrainSettings":

@@ -44,8 +44,8 @@ def main() -> None:
 
 def run(folder: Path, *, attempt: int) -> None:
     """Trains this rank's part of the run."""
-    from tessera.train.job import open_job
     from tessera.train.loop import train
+    from tessera.train.opening import open_job
     from tessera.train.ranks import join, leave
     from tessera.train.run import RunFolder
 
