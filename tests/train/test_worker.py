@@ -14,6 +14,7 @@ from tests.train.conftest import WORKER, metric_lines, rank_command, run_ranks
 from tessera.errors import ConfigError
 from tessera.train import failure, surroundings, worker
 from tessera.train.loop import train
+from tessera.train.metrics import Tail
 from tessera.train.run import RunFolder
 from tessera.train.settings import TrainSettings
 
@@ -151,6 +152,17 @@ def test_torchrun_starts_killed_ranks_again_and_the_weights_are_the_same(make_ru
     assert metric_lines(killed) == metric_lines(whole)
     said = failure.find(killed, start=(1, 0)).said  # the second where torchrun saw the survivor's end first
     assert "was killed by signal 9" in said or "ended and left no word" in said
+
+
+@distributed
+def test_ranks_that_come_no_further_are_given_up_before_all_restarts_are_used(make_run):
+    folder = make_run("a", checkpoint={"every_steps": None, "every_seconds": None})
+    run_ranks(folder, ranks=1, restarts=9, fail="train.after_step:raise:3")
+    failed = failure.find(folder)
+
+    assert failed.verdict
+    assert "the ranks were started 3 times and came no further than step 3 (rank 0: InjectedFault" in failed.said
+    assert [start["step"] for start in Tail(folder.starts).read()] == [0, 3, 3, 3, 3]
 
 
 @distributed

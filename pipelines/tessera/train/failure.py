@@ -7,13 +7,18 @@ would end the same, so it is not tried again. Everything else (a killed rank, a 
 import contextlib
 import json
 import re
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tessera.errors import TesseraError, TrainingFailed, UserError
-from tessera.train.run import RunFolder
+from tessera.train.pulse import Stalled
+from tessera.train.run import RunFolder, to_json, write_durable
 
 SECONDARY = ("connection", "gloo", "nccl", "peer", "timed out", "sockets", "store")
 """Words in the error of a rank that only lost another."""
@@ -75,6 +80,28 @@ def find(folder: RunFolder, *, start: tuple[int, int] | None = None) -> Failure:
         who = f"rank {silent[0]} ended and left no word, perhaps killed for want of memory" if silent else ""
         return Failure(f"{who or 'the ranks lost each other'}; {lost}")
     return Failure("no rank left a record or an error, they never started or all were killed")
+
+
+def end_stalled(folder: RunFolder, stalled: Stalled, *, seconds: float) -> None:
+    """Ends the rank that holds the others up, and leaves word of it; torchrun or a new attempt then starts all again.
+
+    Where it runs on another machine, all ranks are ended by a new attempt's number.
+    """
+    attempt, restart = (folder.read_starts() or [(folder.read_attempt(), 0)])[-1]
+    entry = {
+        "rank": stalled.rank, "attempt": attempt, "restart": restart, "time": time.time(), "type": "Stalled",
+        "message": f"{stalled} for {seconds:g} s", "exit_status": TrainingFailed.exit_status, "verdict": False,
+        "trace": [],
+    }  # fmt: skip
+    folder.errors.mkdir(exist_ok=True)
+    write_durable(folder.errors / f"rank-{stalled.rank}.json", to_json(entry))
+    if stalled.host != socket.gethostname():
+        write_durable(folder.attempt, f"{attempt + 1}\n")
+        return
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(stalled.pid)
+        if str(folder.root) in process.cmdline():
+            process.kill()
 
 
 def _of_rank(entry: Mapping[str, Any]) -> Failure:

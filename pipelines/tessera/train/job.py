@@ -95,6 +95,7 @@ class Job:
     def parts(self) -> Iterator[Batch]:
         """This rank's part of the next global batch, in micro-batches, on its device."""
         settings, ranks, number = self.spec.settings, self.ranks, self.progress.next_batch
+        ranks.pulse.at(self.progress.next_step + 1)
         torch.manual_seed((settings.seed * SEED_STRIDE + number) * ranks.world + ranks.rank)
         batch = batch_at(
             self.train, self.order, step=number, batch_size=settings.batch_size, rank=ranks.rank, world_size=ranks.world

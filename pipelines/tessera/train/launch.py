@@ -35,6 +35,7 @@ from tessera.tracking import TrackingSettings
 from tessera.train import failure
 from tessera.train import run as runs
 from tessera.train.metrics import Tail
+from tessera.train.pulse import Ward
 from tessera.train.run import RunFolder, RunResult, RunSpec
 from tessera.train.settings import TrainSettings
 from tessera.train.ship import Shipper
@@ -111,6 +112,7 @@ def begin_attempt(folder: RunFolder, *, spec: RunSpec, shards: ShardRecord, home
     if finished is not None and not runs.is_complete(folder.root / finished.checkpoint):
         folder.record.unlink()  # its last checkpoint is gone: the run is not finished any more
     folder.checkpoints.mkdir(exist_ok=True)
+    folder.starts.unlink(missing_ok=True)  # failures of an earlier command do not count
     write_run_manifest(read_manifest(home, shards.name, shards.manifest.version), folder.manifest)
     write_run_documents(home, shards, manifest=folder.manifest)
     runs.write_durable(folder.spec, runs.to_json(spec.model_dump(mode="json")))
@@ -211,8 +213,13 @@ def _watch(folder: RunFolder, spec: RunSpec, tell: Tell, done: threading.Event) 
     lines, notices, starts = Tail(folder.metrics), Tail(folder.notices), Tail(folder.starts)
     for tail in (lines, notices, starts):
         list(tail.read())  # of earlier attempts
+    ward = Ward(folder.root, seconds=spec.settings.stall_seconds)
+    ward.clear()
     while True:
         last = done.wait(POLL_SECONDS)
+        if stalled := ward.look(time.monotonic()):
+            failure.end_stalled(folder, stalled, seconds=spec.settings.stall_seconds)
+            ward.clear()
         for start in starts.read():
             if start["restart"]:
                 failed = failure.find(folder, start=(start["attempt"], start["restart"] - 1))

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from tessera.errors import SetupError
+from tessera.train.pulse import Pulse
 from tessera.train.settings import TrainSettings
 
 GET_ADDRESS = 0x8915
@@ -31,11 +32,13 @@ class Ranks:
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     threads: int = 1
+    pulse: Pulse = field(default_factory=Pulse)
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all ranks, in place, equal on all."""
         if self.world > 1:
-            dist.all_reduce(value)
+            with self.pulse.waiting():
+                dist.all_reduce(value)
         return value
 
     def gather(self, value: Tensor) -> Tensor:
@@ -44,13 +47,15 @@ class Ranks:
             return value
         gathered = value.new_empty((self.world * value.shape[0], *value.shape[1:]))
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.14
-        gather(gathered, value.contiguous())
+        with self.pulse.waiting():
+            gather(gathered, value.contiguous())
         return gathered
 
     def wait(self) -> None:
         """Until every rank is here."""
         if self.world > 1:
-            dist.barrier()
+            with self.pulse.waiting():
+                dist.barrier()
 
 
 def join(settings: TrainSettings) -> Ranks:

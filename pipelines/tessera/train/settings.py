@@ -110,8 +110,11 @@ class TrainSettings(Section):
     """Of matrix products; weights and sums stay fp32. bf16 pays on GPUs only."""
     compile: bool = Field(False, json_schema_extra=EXECUTION)
     """torch.compile: 1.16 times as fast on CPU after 40 CPU-seconds of compiling."""
-    timeout_seconds: float = Field(300.0, gt=0, json_schema_extra=EXECUTION)
-    """How long a rank waits for another before the run ends."""
+    timeout_seconds: float = Field(600.0, gt=0, json_schema_extra=EXECUTION)
+    """How long a rank waits for another before it gives up."""
+    stall_seconds: float = Field(300.0, gt=0, json_schema_extra=EXECUTION)
+    """How long all ranks may stand still before the one that holds them up is named and ended. Give more than the
+    longest micro-batch, compiling and a held-out measurement take."""
     optimizer: OptimizerSettings = OptimizerSettings()
     methods: AllMethods = AllMethods()
     checkpoint: CheckpointSettings = CheckpointSettings()

@@ -24,6 +24,8 @@ POLL_SECONDS = 0.5
 LOST = 3
 """Exit status of a rank whose launcher is gone."""
 FAILED = 1
+SAME_STEP = 3
+"""Starts after which ranks that came no further are given up."""
 
 
 def main() -> None:
@@ -33,8 +35,8 @@ def main() -> None:
     watch_launcher(folder, attempt=attempt)
     if decided(folder, attempt=attempt):
         os._exit(FAILED)
-    note_start(folder, attempt=attempt)
     try:
+        note_start(folder, attempt=attempt)
         run(folder, attempt=attempt)
     except BaseException as error:
         report(error, folder=folder, attempt=attempt)
@@ -51,6 +53,7 @@ def run(folder: Path, *, attempt: int) -> None:
 
     run_folder = RunFolder(folder)
     ranks = join(run_folder.read_spec().settings)
+    ranks.pulse.start(folder, rank=ranks.rank)
     train(open_job(run_folder, attempt=attempt, ranks=ranks))
     leave(ranks)
 
@@ -120,10 +123,41 @@ def decided(folder: Path, *, attempt: int) -> bool:
 
 
 def note_start(folder: Path, *, attempt: int) -> None:
-    """Rank 0 notes that the ranks were started, for the launcher, who counts restarts."""
-    if os.environ.get("RANK", "0") == "0":
-        with (folder / "starts.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"attempt": attempt, "restart": _restart(), "time": time.time()}) + "\n")
+    """Rank 0 notes that the ranks were started, and how far they had come, for the launcher, who counts restarts.
+
+    Raises:
+        TrainingFailed: they were started SAME_STEP times by this command, and came no further.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    path, step = folder / "starts.jsonl", last_step(folder)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    earlier = [json.loads(line).get("step") for line in lines]
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"attempt": attempt, "restart": _restart(), "step": step, "time": time.time()}) + "\n")
+    if earlier[-SAME_STEP:] == [step] * SAME_STEP:
+        from tessera.errors import TrainingFailed
+
+        raise TrainingFailed(
+            f"the ranks were started {SAME_STEP} times and came no further than step {step}{_last_words(folder)}; "
+            "starting them again would end the same way"
+        )
+
+
+def _last_words(folder: Path) -> str:
+    """What a rank said last, if any did."""
+    said = [json.loads(path.read_text(encoding="utf-8")) for path in (folder / "errors").glob("rank-*.json")]
+    if not said:
+        return ""
+    newest = max(said, key=lambda entry: float(entry["time"]))
+    return f" (rank {newest['rank']}: {newest['type']} {newest['message']})".replace(" )", ")")
+
+
+def last_step(folder: Path) -> int:
+    """The last step in metrics.jsonl; 0 before the first."""
+    from tessera.train.metrics import Tail
+
+    return max((int(line["step"]) for line in Tail(folder / "metrics.jsonl").read()), default=0)
 
 
 def report(error: BaseException, *, folder: Path, attempt: int) -> None:
