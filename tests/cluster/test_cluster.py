@@ -211,3 +211,24 @@ def test_no_rank_outlives_its_driver(cluster: Cluster, home: Home) -> None:
     time.sleep(2.5)
 
     assert alive(home) == []
+
+
+@pytest.mark.slow
+def test_the_run_goes_on_with_the_ranks_that_a_lost_machine_leaves(
+    cluster: Cluster, undisturbed: Home, home: Home
+) -> None:
+    """The last test of this cluster: one of its two workers is killed, and stays away."""
+    training = start_training(home, *on(cluster, "train.max_restarts=2"))
+    wait_until(lambda: steps_done(home) > 7, process=training)
+    worker, executors = next(iter(cluster.executor_ids().items()))
+    for pid in (worker, *executors):
+        os.kill(pid, signal.SIGKILL)
+    out, said = training.communicate(timeout=400)
+
+    assert training.returncode == 0, said
+    assert "the cluster holds 1 of 2 ranks now" in said
+    assert "order exact, sums not: ranks 2 -> 1" in said
+    assert json.loads(out.splitlines()[-1])["ranks"] == 1
+    for line, other in zip(lines(run_of(home)), lines(run_of(undisturbed)), strict=True):
+        assert line == pytest.approx(other, abs=1e-3, rel=1e-3)
+    assert mlflow(home) == ([("FINISHED",)], list(range(1, STEPS + 1)))

@@ -63,3 +63,21 @@ def test_a_log_server_that_cannot_listen_says_so_in_the_log_and_ends_quietly():
 
     assert server.port == -1
     assert "203.0.113.7 is not an address of this machine" in log.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("slots_left", "settings", "ranks"),
+    [(4, {"ranks": 4}, 4), (3, {"ranks": 4}, 3), (5, {"ranks": 6}, 4), (3, {"ranks": 6, "min_ranks": 3}, 3)],
+)
+def test_a_run_goes_on_with_the_ranks_that_still_fit_and_share_the_batch(monkeypatch, slots_left, settings, ranks):
+    settings = TrainSettings.model_validate({"placement": "cluster", "batch_size": 12, **settings})
+    monkeypatch.setattr(slots, "_slots", lambda spark, wanted: min(slots_left, wanted))
+
+    assert slots.on_what_is_left(Session(**{GPUS: "0"}), settings=settings).ranks == ranks
+
+
+def test_fewer_ranks_than_the_least_are_refused(monkeypatch):
+    settings = TrainSettings.model_validate({"placement": "cluster", "batch_size": 12, "ranks": 6, "min_ranks": 5})
+    monkeypatch.setattr(slots, "_slots", lambda spark, wanted: 4)
+    with pytest.raises(ConfigError, match=r"slots for 4 tasks now, and the run had 6 ranks; with train.min_ranks 5"):
+        slots.on_what_is_left(Session(**{GPUS: "0"}), settings=settings)

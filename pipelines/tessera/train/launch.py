@@ -39,7 +39,7 @@ from tessera.train.pulse import Ward
 from tessera.train.run import RunFolder, RunResult, RunSpec
 from tessera.train.settings import TrainSettings
 from tessera.train.ship import Shipper
-from tessera.train.slots import gpus_of_task, on_cluster
+from tessera.train.slots import gpus_of_task, on_cluster, on_what_is_left
 from tessera.train.surroundings import LogServer, beside, heartbeat
 
 WORKER = "tessera.train.worker"
@@ -161,6 +161,11 @@ def _until_finished(spark: SparkSession, folder: RunFolder, *, spec: RunSpec, at
             raise failed.error(folder)
         attempt = next_attempt(folder)
         tell(f"{failed.said}: a new attempt, {left} restarts left")
+        if spec.settings.placement == "cluster":
+            ranks = spec.settings.ranks
+            spec = spec.model_copy(update={"settings": on_what_is_left(spark, settings=spec.settings)})
+            if spec.settings.ranks < ranks:
+                tell(f"the cluster holds {spec.settings.ranks} of {ranks} ranks now, the run goes on with them")
 
 
 def _run_ranks(

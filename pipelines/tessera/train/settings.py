@@ -93,6 +93,9 @@ class TrainSettings(Section):
     then come twice or never. Each difference is told."""
     ranks: int = Field(2, ge=1, json_schema_extra=EXECUTION)
     """Processes that train together, one a GPU, or sharing out the cores."""
+    min_ranks: int = Field(1, ge=1, json_schema_extra=EXECUTION)
+    """Where machines of a cluster are lost, the run goes on with fewer ranks, but not with fewer than these. The order
+    of samples stays as it is."""
     placement: Literal["local", "cluster"] = Field("local", json_schema_extra=EXECUTION)
     """Where the ranks run: beside the driver, or on the cluster's executors, which must see the home at its path."""
     max_restarts: int = Field(0, ge=0, json_schema_extra=EXECUTION)

@@ -40,6 +40,27 @@ def on_cluster(spark: "SparkSession", *, settings: TrainSettings) -> TrainSettin
     return settings.model_copy(update={"threads": threads})
 
 
+def on_what_is_left(spark: "SparkSession", *, settings: TrainSettings) -> TrainSettings:
+    """The settings with as many of their ranks as the cluster still holds, at least `train.min_ranks`.
+
+    Raises:
+        ConfigError: it holds not even those.
+    """
+    gpus = max(gpus_of_task(spark, settings=settings), 1)
+    found = _slots(spark, wanted=settings.ranks // gpus)
+    if found is None or found * gpus >= settings.ranks:
+        return settings
+    fitting = [ranks for ranks in range(settings.min_ranks, found * gpus + 1)
+               if ranks % gpus == 0 and settings.batch_size % ranks == 0]  # fmt: skip
+    if not fitting:
+        raise ConfigError(
+            f"the cluster has slots for {found} tasks now, and the run had {settings.ranks} ranks; with "
+            f"train.min_ranks {settings.min_ranks} and train.batch_size {settings.batch_size} no smaller number fits. "
+            "Bring workers back and run the command again to go on from the last checkpoint"
+        )
+    return settings.model_copy(update={"ranks": max(fitting)})
+
+
 def gpus_of_task(spark: "SparkSession", *, settings: TrainSettings) -> int:
     """GPUs that Spark gives a task, each for a rank of its own; 0 where the ranks run on processors.
 
