@@ -97,3 +97,24 @@ def test_a_stopped_rank_is_named_and_ended_and_the_run_goes_on(make_run):
     assert "its process stood still for 3 s" in said
     assert folder.read_result().steps == 60
     assert "resumed after step" in folder.notices.read_text()
+
+
+def test_a_rank_that_all_others_wait_for_is_named_once(tmp_path):
+    ward = Ward(tmp_path, seconds=1000)
+    named = []
+    for minute in range(4):
+        for rank, share in enumerate((0.6, 0.1, 0.5)):
+            write(tmp_path, rank, beat=minute, time=60.0 * minute, waited_seconds=60.0 * minute * share)
+        ward.look(60.0 * minute)
+        named.append(ward.straggler())
+
+    assert named == [None, (1, pytest.approx(0.5)), None, None]
+
+
+def test_ranks_that_wait_alike_are_not_slow(tmp_path):
+    ward = Ward(tmp_path, seconds=1000)
+    for minute in range(2):
+        for rank, share in enumerate((0.6, 0.5)):
+            write(tmp_path, rank, beat=minute, time=60.0 * minute, waited_seconds=60.0 * minute * share)
+        ward.look(60.0 * minute)
+        assert ward.straggler() is None

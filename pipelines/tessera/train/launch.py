@@ -14,6 +14,7 @@ import logging
 import shutil
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -32,7 +33,7 @@ from tessera.shard.manifest import read_manifest
 from tessera.shard.run_documents import write_run_documents
 from tessera.shard.run_manifest import write_run_manifest
 from tessera.tracking import TrackingSettings
-from tessera.train import failure
+from tessera.train import failure, view
 from tessera.train import run as runs
 from tessera.train.metrics import Tail
 from tessera.train.pulse import Ward
@@ -44,6 +45,8 @@ from tessera.train.surroundings import LogServer, beside, heartbeat
 
 WORKER = "tessera.train.worker"
 POLL_SECONDS = 0.5
+VIEW_STEPS = 50
+"""Steps by whose pace the time left is told."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +221,7 @@ def _watch(folder: RunFolder, spec: RunSpec, tell: Tell, done: threading.Event) 
     lines, notices, starts = Tail(folder.metrics), Tail(folder.notices), Tail(folder.starts)
     for tail in (lines, notices, starts):
         list(tail.read())  # of earlier attempts
+    recent: deque[dict[str, Any]] = deque(maxlen=VIEW_STEPS)
     ward = Ward(folder.root, seconds=spec.settings.stall_seconds)
     ward.clear()
     while True:
@@ -225,16 +229,18 @@ def _watch(folder: RunFolder, spec: RunSpec, tell: Tell, done: threading.Event) 
         if stalled := ward.look(time.monotonic()):
             failure.end_stalled(folder, stalled, seconds=spec.settings.stall_seconds)
             ward.clear()
+        if slow := ward.straggler():
+            tell(f"rank {slow[0]} is slow: each other rank waits {slow[1]:.0%} of its time for it")
         for start in starts.read():
             if start["restart"]:
                 failed = failure.find(folder, start=(start["attempt"], start["restart"] - 1))
                 tell(f"{failed.said}: started again, restart {start['restart']}")
         for entry in notices.read():
             tell(entry["notice"])
-        newest: dict[str, Any] = next(reversed(list(lines.read())), {})
-        if "loss" in newest:
-            speed = f"{newest['tokens_per_second']:,.0f} tokens/s"
-            tell(f"loss {newest['loss']:.3f}, {speed}", newest["step"], spec.settings.steps)
+        if came := [line for line in lines.read() if "loss" in line or "heldout_loss" in line]:
+            recent.extend(came)
+        if came and "loss" in recent[-1]:
+            tell(view.describe(recent, steps=spec.settings.steps), recent[-1]["step"], spec.settings.steps)
         if last:
             return
 

@@ -18,6 +18,10 @@ from pathlib import Path
 from typing import Any
 
 BEAT_SECONDS = 0.5
+PACE_SECONDS = 30.0
+"""How long ranks are compared before one is called slow."""
+SLOW_SHARE = 0.25
+"""A slow rank makes each of the others wait so much more of its time than it waits itself."""
 
 
 @dataclass
@@ -30,15 +34,19 @@ class Pulse:
     """Counts all that the rank does."""
     waits: bool = False
     """For other ranks."""
+    waited_seconds: float = 0.0
+    """In all."""
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """While the block runs, the rank depends on others."""
+        began = time.perf_counter()
         self.waits, self.changes = True, self.changes + 1
         try:
             yield
         finally:
             self.waits, self.changes = False, self.changes + 1
+            self.waited_seconds += time.perf_counter() - began
 
     def at(self, step: int) -> None:
         """The rank computes this step."""
@@ -52,7 +60,8 @@ class Pulse:
 
         def write(beat: int) -> None:
             partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps({**vars(self), **known, "beat": beat}), encoding="utf-8")
+            said = {**vars(self), **known, **use(), "time": time.monotonic(), "beat": beat}
+            partial.write_text(json.dumps(said), encoding="utf-8")
             partial.replace(path)
 
         def beat() -> None:
@@ -64,6 +73,21 @@ class Pulse:
                 time.sleep(BEAT_SECONDS)
 
         threading.Thread(target=beat, name="pulse", daemon=True).start()
+
+
+def use() -> dict[str, float]:
+    """What this process takes of its machine."""
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
+    return {"memory_bytes": resident * os.sysconf("SC_PAGE_SIZE"), "cpu_seconds": round(time.process_time(), 2)}
+
+
+def read(folder: Path) -> dict[int, dict[str, Any]]:
+    """What each rank wrote last."""
+    said = {}
+    for path in sorted((folder / "pulse").glob("rank-*[0-9]")):
+        with contextlib.suppress(OSError, ValueError):
+            said[int(path.name.removeprefix("rank-"))] = json.loads(path.read_text(encoding="utf-8"))
+    return said
 
 
 @dataclass(frozen=True)
@@ -95,14 +119,17 @@ class Ward:
     """Watches the pulses of a run by the launcher's own clock."""
 
     def __init__(self, folder: Path, *, seconds: float) -> None:
-        self._folder = folder / "pulse"
+        self._folder = folder
         self._seconds = seconds
         self._seen: dict[int, _Seen] = {}
+        self._paced: dict[int, dict[str, Any]] = {}
+        self._slow: set[int] = set()
 
     def clear(self) -> None:
         """Forgets ranks of earlier starts."""
         self._seen.clear()
-        for path in self._folder.glob("rank-*"):
+        self._paced.clear()
+        for path in (self._folder / "pulse").glob("rank-*"):
             path.unlink(missing_ok=True)
 
     def look(self, now: float) -> Stalled | None:
@@ -111,9 +138,8 @@ class Ward:
         One whose process is silent comes first, then one that computes; where all wait for each other, the last to
         have moved.
         """
-        for path in sorted(self._folder.glob("rank-*[0-9]")):
-            with contextlib.suppress(OSError, ValueError):
-                self._hear(int(path.name.removeprefix("rank-")), json.loads(path.read_text(encoding="utf-8")), now=now)
+        for rank, said in read(self._folder).items():
+            self._hear(rank, said, now=now)
         late = {rank: one for rank, one in self._seen.items() if now - one.changes_at > self._seconds}
         if not late or len(late) < len(self._seen):
             return None
@@ -121,6 +147,28 @@ class Ward:
         worst = min(late, key=lambda rank: (rank not in silent, late[rank].said["waits"], -late[rank].changes_at, rank))
         said = late[worst].said
         return Stalled(worst, step=said["step"], host=said["host"], pid=said["pid"], silent=worst in silent)
+
+    def straggler(self) -> tuple[int, float] | None:
+        """A rank that the others spend much of their time waiting for, once, and which part of it they wait.
+
+        Over PACE_SECONDS each; the slowest waits least.
+        """
+        said = {rank: one.said for rank, one in self._seen.items()}
+        before, self._paced = self._paced, self._paced or said
+        if len(said) < 2 or before.keys() != said.keys() or any(before[r]["pid"] != said[r]["pid"] for r in said):
+            self._paced = said
+            return None
+        spans = {rank: said[rank]["time"] - before[rank]["time"] for rank in said}
+        if min(spans.values()) < PACE_SECONDS:
+            return None
+        self._paced = said
+        shares = {r: (said[r]["waited_seconds"] - before[r]["waited_seconds"]) / spans[r] for r in said}
+        slowest = min(shares, key=lambda rank: shares[rank])
+        others = min(share for rank, share in shares.items() if rank != slowest)
+        if others - shares[slowest] < SLOW_SHARE or slowest in self._slow:
+            return None
+        self._slow.add(slowest)
+        return slowest, others
 
     def _hear(self, rank: int, said: dict[str, Any], *, now: float) -> None:
         one = self._seen.setdefault(rank, _Seen())

@@ -20,6 +20,7 @@ from tessera import away, tracking
 from tessera.home import Home
 from tessera.lineage import TableVersion
 from tessera.tracking import TrackedRun, TrackingSettings
+from tessera.train import pulse
 from tessera.train.metrics import Tail
 from tessera.train.run import RunFolder, to_json, write_durable
 
@@ -211,8 +212,16 @@ class Shipper:
         """`lines`, with the use of the machine added to the last: once, so that a line sent again is the same."""
         if lines and time.monotonic() - self._sampled >= self._settings.system_seconds:
             self._sampled = time.monotonic()
-            lines[-1] = {**tracking.system_use(), **lines[-1]}
+            lines[-1] = {**tracking.system_use(), **self._rank_use(), **lines[-1]}
         return lines
+
+    def _rank_use(self) -> dict[str, float]:
+        """Of each rank, as its pulse says."""
+        return {
+            f"system/rank_{rank}/{name}": said[name]
+            for rank, said in pulse.read(self._folder.root).items()
+            for name in ("memory_bytes", "cpu_seconds", "waited_seconds")
+        }
 
     def _because(self) -> str:
         return f": {away.why(self._trouble)}" if self._trouble else ""
