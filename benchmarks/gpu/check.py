@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tessera.model.cost import flops_per_token
 from tessera.train import worker
 from tessera.train.run import RunFolder, RunSpec, launcher_lock, to_json
 
@@ -232,7 +233,7 @@ def check_throughput(*, device: str, compiled: bool) -> Outcome:
     sizes = throughput.SIZES if device == "cuda" else throughput.SMALL
     ways = [False, True] if compiled or device == "cuda" else [False]
     return {
-        "formula": throughput.FORMULA,
+        "formula": flops_per_token.__doc__,
         "results": [throughput.measure(size, device=device, compiled=way) for size in sizes for way in ways],
     }
 

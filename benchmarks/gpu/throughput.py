@@ -7,27 +7,26 @@ up the allocator, cuBLAS and the compiler.
 
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tessera.model.build import build, num_parameters
+from tessera.model.cost import flops_per_token
 from tessera.model.loss import causal_nats
 from tessera.model.settings import ModelSettings
-from tessera.train.optimizer import Optimizer
-from tessera.train.ranks import Ranks, flat_gradients
-from tessera.train.settings import OptimizerSettings
+from tessera.train.gradients import Gradients
+from tessera.train.methods.muon import Muon, MuonSettings
+from tessera.train.optimizer import AdamW
+from tessera.train.ranks import Ranks
+from tessera.train.settings import TrainSettings
+from tessera.train.utilisation import peak_flops
 
 # Shapes: B = sequences, T = seq_len.
 Batch = dict[str, Tensor]
 
-FORMULA = (
-    "model FLOPs a token = 6 x (parameters - input embedding) + 12 x layers x heads x head_dim x T, the whole square "
-    "of attention counted; utilisation = tokens/s x FLOPs a token / peak dense bf16 FLOP/s of the device"
-)
-PEAK = {"H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
-"""Dense bf16 FLOP/s from the makers' data sheets (SXM where there are several), by a word of the device's name."""
 DOCUMENTS = 4
 """Documents in a sequence."""
 
@@ -70,21 +69,21 @@ def measure(size: Size, *, device: str, compiled: bool) -> dict[str, Any]:
     """Tokens a second of `size.steps` steps after the warm-up, peak memory, and utilisation where the peak is known."""
     clock = Clock(device)
     model = build(size.model, vocab_size=size.vocab_size, seq_len=size.seq_len, end_id=0, seed=1).to(device).train()
-    optimizer = Optimizer(model, settings=OptimizerSettings(), ranks=Ranks(device=torch.device(device)))
-    gradients = flat_gradients(model)
+    optimizer = Both(model, device=device)
     if compiled:
         model.base_model.compile()  # type: ignore[operator,union-attr]
     batches = [random_batch(size, seed=seed, device=device) for seed in range(4)]
     began = clock.now()
-    losses = [step(model, batch=batches[i % 4], optimizer=optimizer, gradients=gradients, clock=clock)["loss"]
+    losses = [step(model, batch=batches[i % 4], optimizer=optimizer, clock=clock)["loss"]
               for i in range(size.warmup_steps)]  # fmt: skip
     warm = clock.now()
-    timed = [step(model, batch=batches[i % 4], optimizer=optimizer, gradients=gradients, clock=clock)
+    timed = [step(model, batch=batches[i % 4], optimizer=optimizer, clock=clock)
              for i in range(size.steps)]  # fmt: skip
     seconds = clock.now() - warm
     assert torch.isfinite(torch.tensor([*losses, *[one["loss"] for one in timed]])).all(), "the loss is not finite"
     tokens_per_second = size.steps * size.batch_size * size.seq_len / seconds
-    flops, peak = flops_per_token(model, size=size), peak_of(device)
+    flops = flops_per_token(model, seq_len=size.seq_len)
+    peak = peak_flops(torch.device(device), settings=TrainSettings())
     return {
         "size": size.name,
         "compiled": compiled,
@@ -99,18 +98,34 @@ def measure(size: Size, *, device: str, compiled: bool) -> dict[str, Any]:
     }
 
 
-def step(
-    model: nn.Module, *, batch: Batch, optimizer: Optimizer, gradients: Tensor, clock: "Clock"
-) -> dict[str, float]:
+class Both:
+    """Muon and AdamW over one model, as a run has them."""
+
+    def __init__(self, model: nn.Module, *, device: str) -> None:
+        settings, ranks = TrainSettings(), Ranks(device=torch.device(device))
+        self.adamw = AdamW(model, settings=settings.optimizer)
+        self.gradients = Gradients(model, ranks=ranks)
+        job: Any = SimpleNamespace(optimizer=self.adamw, ranks=ranks, spec=SimpleNamespace(settings=settings))
+        self.muon = Muon(MuonSettings(), job=job)
+        self.muon.init()
+        self.number = 0
+
+    def step(self) -> None:
+        self.number += 1
+        self.adamw.step(1.0, number=self.number)
+        self.muon.optimizer(1.0)
+
+
+def step(model: nn.Module, *, batch: Batch, optimizer: Both, clock: "Clock") -> dict[str, float]:
     """One step, waited for; its loss a token, and the seconds of the update."""
-    gradients.zero_()
+    optimizer.gradients.zero()
     with torch.autocast(batch["input_ids"].device.type, dtype=torch.bfloat16):
         nats = causal_nats(model, batch)
     nats.backward()  # type: ignore[no-untyped-call]
-    gradients.div_(batch["labels"].numel())
-    gradients.mul_((1.0 / gradients.norm().clamp(min=1e-12)).clamp(max=1.0))
+    norm = optimizer.gradients.mean(batch["labels"].numel())
+    optimizer.gradients.scale(min(1.0, 1.0 / max(norm, 1e-12)))
     updating = clock.now()
-    optimizer.step(1.0)
+    optimizer.step()
     return {"loss": float(nats.detach()) / batch["labels"].numel(), "optimizer_seconds": clock.now() - updating}
 
 
@@ -128,21 +143,6 @@ def random_batch(size: Size, *, seed: int, device: str) -> Batch:
         "document_ids": (place // length).int(),
     }
     return {name: value.contiguous().to(device) for name, value in arrays.items()}
-
-
-def flops_per_token(model: nn.Module, *, size: Size) -> float:
-    """See FORMULA."""
-    settings = size.model
-    table = model.get_input_embeddings().weight.numel()  # type: ignore[operator]
-    multiplied = num_parameters(model) - (0 if settings.tie_embeddings else table)
-    width = settings.heads * (settings.head_dim or settings.width // settings.heads)
-    return 6.0 * multiplied + 12.0 * settings.layers * width * size.seq_len
-
-
-def peak_of(device: str) -> float | None:
-    """Dense bf16 FLOP/s of the device, None where it is not in PEAK."""
-    name = torch.cuda.get_device_name() if device == "cuda" else ""
-    return next((flops for word, flops in PEAK.items() if word in name), None)
 
 
 class Clock:

@@ -33,7 +33,7 @@ SMALL = (
     "train.model={layers: 2, width: 32, heads: 2, kv_heads: 2, ffn_width: 64}", "train.threads=1",
     "train.checkpoint={every_steps: 5, every_seconds: null}", "spark.driver_memory=1g",
 )  # fmt: skip
-TIMED = {"seconds", "tokens_per_second", "time"}
+TIMED = {"seconds", "tokens_per_second", "model_flops_per_second", "memory_bytes", "time"}
 
 
 @pytest.fixture(scope="module")

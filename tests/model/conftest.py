@@ -7,10 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from tessera.model.build import build
-from tessera.model.settings import ModelSettings
+from tessera.model.settings import ExpertSettings, ModelSettings
 
 END_ID = 0
 TINY = ModelSettings(layers=2, width=32, heads=4, kv_heads=2, ffn_width=48)
+MIXTURE = ModelSettings(
+    layers=2, width=32, heads=4, kv_heads=2, rope_theta=500.0, experts=ExpertSettings(count=6, active=2, width=24)
+)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors import safe_open
+from tests.model.conftest import MIXTURE, TINY
 from torch import nn
 
 from tessera.errors import ModelError
@@ -60,18 +61,22 @@ def test_an_exported_model_loads_here_with_equal_values_and_bytes(tiny, tmp_path
         assert sum(math.prod(file.get_slice(name).get_shape()) for name in names) == num_parameters(model)
 
 
-def test_a_plain_transformers_process_loads_an_export_without_us(tiny, tmp_path):
-    model = tiny()
-    export(model, folder=tmp_path)
+def test_a_plain_transformers_process_loads_exports_without_us(tiny, tmp_path):
+    models = {"dense": tiny(settings=TINY), "mixture": tiny(settings=MIXTURE)}
+    for name, model in models.items():
+        export(model, folder=tmp_path / name)
     code = (
         "import sys, json, torch; from transformers import AutoModelForCausalLM\n"
-        "model, report = AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True)\n"
-        "assert not any(report[key] for key in report), report\n"
-        f"print(json.dumps(model(torch.tensor({INPUT.tolist()})).logits.tolist()))"
+        "for folder in sys.argv[1:]:\n"
+        "    model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)\n"
+        "    assert not any(report[key] for key in report), report\n"
+        f"    print(json.dumps(model(torch.tensor({INPUT.tolist()})).logits.tolist()))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    folders = [str(tmp_path / name) for name in models]
+    done = subprocess.run([sys.executable, "-c", code, *folders], capture_output=True, text=True, check=True)
 
-    assert torch.allclose(torch.tensor(json.loads(done.stdout)), logits(model), atol=1e-5)
+    for model, line in zip(models.values(), done.stdout.splitlines(), strict=True):
+        assert torch.allclose(torch.tensor(json.loads(line)), logits(model), atol=1e-5)
 
 
 def test_loading_a_model_imports_no_scientific_stack(tiny, tmp_path):
@@ -171,6 +176,8 @@ def test_misfits_name_the_first_keys_and_missing_folders_download_nothing(tiny, 
         ({"heads": 3, "kv_heads": 2}, "kv_heads"),
         ({"width": 100, "heads": 4, "kv_heads": 4}, "head_dim"),
         ({"rope_theta": math.nan}, "finite"),
+        ({"experts": {"count": 4, "active": 5}}, r"experts.active is 5, wanted at most experts.count \(4\)"),
+        ({"width": 36, "head_dim": 18, "experts": {}}, "multiple of 8"),
     ],
 )
 def test_impossible_dimensions_are_refused(values, message):

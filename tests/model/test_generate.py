@@ -2,23 +2,22 @@
 
 import pytest
 import torch
+from tests.model.conftest import MIXTURE, TINY
 
 from tessera.errors import PromptError
 from tessera.model.build import build
 from tessera.model.generate import Sampling, choose, generate, generate_all, probabilities
-from tessera.model.settings import ModelSettings
 
 VOCAB, CONTEXT, END = 61, 48, 0
 
 
-@pytest.fixture(scope="module")
-def model():
-    settings = ModelSettings(layers=2, width=32, heads=4, kv_heads=2, ffn_width=48, tie_embeddings=False)
-    made = build(settings, vocab_size=VOCAB, seq_len=CONTEXT, end_id=END, seed=3).eval()
+@pytest.fixture(scope="module", params=[TINY, MIXTURE], ids=["dense", "mixture"])
+def model(request):
+    made = build(request.param, vocab_size=VOCAB, seq_len=CONTEXT, end_id=END, seed=3).eval()
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():  # output projections start at zero, and an identity would hide a wrong cache
         for value in made.parameters():
-            if value.dim() == 2:
+            if value.dim() >= 2:
                 value.normal_(0.0, 0.35, generator=generator)
     return made
 

@@ -147,7 +147,7 @@ def run_ranks(folder: RunFolder, *, ranks: int, restarts: int = 0, fail: str = "
         subprocess.run(command, env={**environment, "TESSERA_FAIL": fail}, stdout=log, stderr=log, timeout=200)
 
 
-TIMED = {"seconds", "tokens_per_second", "time"}
+TIMED = {"seconds", "tokens_per_second", "model_flops_per_second", "memory_bytes", "time"}
 
 
 def metric_lines(folder: RunFolder) -> list[dict[str, float]]:

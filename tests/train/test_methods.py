@@ -192,7 +192,9 @@ def test_a_new_method_is_one_file(make_job, tmp_path, monkeypatch):
     method.classes.cache_clear()
     try:
         section = method.settings_type()
-        assert list(method.classes()) == ["packing", "chunked_loss", "clipping", "wsd", "brake", "muon"]
+        assert list(method.classes()) == [
+            "packing", "chunked_loss", "mixture", "clipping", "wsd", "brake", "muon"
+        ]  # fmt: skip
         assert section().identity() == before["methods"], "which it leaves as it is"
         with pytest.raises(ConfigError, match=r"unknown key brake.aftr; did you mean 'after'"):
             load(section, layers=[Layer("--set", {"brake": {"aftr": 1}})])

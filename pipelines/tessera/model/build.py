@@ -1,8 +1,11 @@
 """Makes, loads and exports language models: `transformers` architectures, our own initial values, safetensors only.
 
 A model from dimensions is Qwen3: grouped-query attention with RMS-normed queries and keys, rotary positions, gated
-feed-forward, no biases, no dropout. Its output projections start at zero, so that every block starts as the identity.
-What is written here loads in `AutoModelForCausalLM.from_pretrained` as it is. Nothing is ever downloaded or unpickled.
+feed-forward, no biases, no dropout; with `experts` it is Qwen3-MoE, whose feed-forward parts are mixtures of small
+experts. Mixtures are dropless: no expert has a capacity, so no token's answer depends on its neighbours in the batch.
+They run as one grouped product: on 2 CPU cores as fast as a loop over 16 experts, 1.3 times as fast at 64.
+Output projections start at zero, so that every block starts as the identity. What is written here loads in
+`AutoModelForCausalLM.from_pretrained` as it is, of `transformers` 4 too. Nothing is ever downloaded or unpickled.
 """
 
 import json
@@ -16,13 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tessera.errors import ModelError
+from tessera.model.experts import DOWN, ROUTER, follow_autocast, is_stacked, split
 from tessera.model.lean import model_code
 from tessera.model.settings import ModelSettings
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-ZEROED = ("o_proj.weight", "down_proj.weight")
+ZEROED = ("o_proj.weight", "down_proj.weight", f"experts.{DOWN}")
 """Output projections: zero at the start."""
 
 
@@ -48,7 +52,7 @@ def build(settings: ModelSettings, *, vocab_size: int, seq_len: int, end_id: int
 
 def config_of(settings: ModelSettings, *, vocab_size: int, seq_len: int, end_id: int) -> dict[str, Any]:
     """The Hugging Face configuration of a model from dimensions, as JSON values."""
-    return {
+    values = {
         "model_type": "qwen3",
         "vocab_size": vocab_size,
         "hidden_size": settings.width,
@@ -66,6 +70,15 @@ def config_of(settings: ModelSettings, *, vocab_size: int, seq_len: int, end_id:
         "bos_token_id": end_id,
         "eos_token_id": end_id,
     }
+    if settings.experts is None:
+        return values
+    return values | {
+        "model_type": "qwen3_moe",
+        "num_experts": settings.experts.count,
+        "num_experts_per_tok": settings.experts.active,
+        "moe_intermediate_size": settings.experts.width,
+        "norm_topk_prob": True,
+    }
 
 
 def initialize(model: nn.Module, *, seed: int) -> None:
@@ -73,7 +86,9 @@ def initialize(model: nn.Module, *, seed: int) -> None:
 
     Output projections are zero and gains one; other matrices are uniform with standard deviation fan_in ** -0.5 (the
     scale after which Muon's updates, which have equal singular values, change all directions alike); embeddings are
-    normal, with deviation 0.02 when they are tied to the output, else 1.
+    normal, with deviation 0.02 when they are tied to the output, else 1. Routers are normal with deviation 0.02, as
+    OLMoE's (Muennighoff et al. 2024) and Qwen3-MoE's: what they read is normed, so the logits' deviation is
+    0.02 x width ** 0.5, and tokens start spread almost evenly over the experts.
     """
     generator = torch.Generator().manual_seed(seed)
     tied = bool(model.config.tie_word_embeddings)  # type: ignore[union-attr]
@@ -87,8 +102,10 @@ def initialize(model: nn.Module, *, seed: int) -> None:
                 value.normal_(0.0, 0.02 if tied else 1.0, generator=generator)
             elif name.startswith("lm_head"):
                 value.normal_(0.0, 0.002, generator=generator)
+            elif name.endswith(ROUTER):
+                value.normal_(0.0, 0.02, generator=generator)
             else:
-                bound = (3.0 / value.shape[1]) ** 0.5
+                bound = (3.0 / value.shape[-1]) ** 0.5
                 value.uniform_(-bound, bound, generator=generator)
 
 
@@ -110,10 +127,13 @@ def load(folder: Path) -> nn.Module:
 def assign(model: nn.Module, weights: Mapping[str, Tensor], *, origin: Path) -> None:
     """Copies `weights` into `model`; tied weights may be left out, anything else missing or unknown is refused.
 
+    The experts of a mixture may be stacked or one by one, as `tessera.model.experts` says.
+
     Raises:
         ModelError: naming up to three keys.
     """
-    own = dict(model.state_dict())
+    own = split(model.state_dict(), model_type=_model_type(model))
+    weights = split(weights, model_type=_model_type(model))
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     if own and not set(weights) & set(own):
         weights = {prefix + name: value for name, value in weights.items()}
@@ -152,22 +172,31 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def export(model: nn.Module, *, folder: Path) -> None:
-    """Writes config.json, generation_config.json and model.safetensors, each value as it is, tied weights once."""
+def export(model: nn.Module, *, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Writes config.json, generation_config.json and model.safetensors, each value as it is, tied weights once.
+
+    Args:
+        weights: what `unique_weights` gave of an earlier moment; by default those of now.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config: Any = model.config
     values = {**json.loads(config.to_json_string(use_diff=True)), "architectures": [type(model).__name__]}
     values["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
+    values |= _older_names(values)
     (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     generation = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id, "do_sample": False}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
-    save_file(unique_weights(model), folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(dict(weights or unique_weights(model)), folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def unique_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The model's values by name, a tied weight only under its first name; on the CPU and contiguous."""
+    """The model's values by name, a tied weight only under its first name; on the CPU and contiguous.
+
+    Experts come one by one, as views of what the model holds.
+    """
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-    return {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items() if name not in tied}
+    values = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items() if name not in tied}
+    return split(values, model_type=_model_type(model))
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -202,7 +231,23 @@ def _construct(values: Mapping[str, Any]) -> nn.Module:
         setattr(config, dropout, 0.0)
     model: nn.Module = model_class(config)
     model.tie_weights()  # type: ignore[operator]
+    if any(is_stacked(name) for name, _ in model.named_parameters()):
+        follow_autocast()
     return model.float()
+
+
+def _model_type(model: nn.Module) -> str:
+    return str(getattr(model.config, "model_type", ""))
+
+
+def _older_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of config.json that `transformers` 4 knows by another name, and would silently replace by a default."""
+    older = {}
+    if "num_local_experts" in values:
+        older["num_experts"] = values["num_local_experts"]
+    if "rope_theta" in (values.get("rope_parameters") or {}):
+        older["rope_theta"] = values["rope_parameters"]["rope_theta"]
+    return older
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

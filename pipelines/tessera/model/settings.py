@@ -5,6 +5,27 @@ from pydantic import Field, model_validator
 from tessera.config import Section
 
 
+class ExpertSettings(Section):
+    """A mixture in place of each feed-forward part: many small experts, of which a router gives a token a few.
+
+    No token is ever dropped, and the weights of a token's experts add up to one. The defaults are DBRX's 16 choose 4,
+    with as many products a token as the demo's dense `ffn_width` of 384.
+    """
+
+    count: int = Field(16, ge=2)
+    """Experts in a layer."""
+    active: int = Field(4, ge=1)
+    """Experts that a token visits; at most `count`."""
+    width: int = Field(96, ge=8, multiple_of=8)
+    """Inner width of one expert; grouped products want multiples of 8."""
+
+    @model_validator(mode="after")
+    def _enough(self) -> "ExpertSettings":
+        if self.active > self.count:
+            raise ValueError(f"experts.active is {self.active}, wanted at most experts.count ({self.count})")
+        return self
+
+
 class ModelSettings(Section):
     """A decoder of Qwen3's architecture from its dimensions, or a local pretrained folder.
 
@@ -26,7 +47,9 @@ class ModelSettings(Section):
     head_dim: int | None = Field(None, ge=2, multiple_of=2)
     """Width of a head; null means `width / heads`."""
     ffn_width: int = Field(384, ge=8)
-    """Inner width of the gated feed-forward part."""
+    """Inner width of the gated feed-forward part; not used with `experts`."""
+    experts: ExpertSettings | None = None
+    """A mixture of experts in every layer (Qwen3-MoE's architecture); null is dense."""
     tie_embeddings: bool = False
     """Whether the output projection is the embedding itself."""
     rope_theta: float = Field(10_000.0, gt=1)
@@ -45,4 +68,6 @@ class ModelSettings(Section):
                 f"model.width is {self.width}, wanted a multiple of 2 x model.heads ({2 * self.heads}); "
                 "or give model.head_dim"
             )
+        if self.experts is not None and self.width % 8:
+            raise ValueError(f"model.width is {self.width}, wanted a multiple of 8 with model.experts")
         return self

@@ -18,7 +18,7 @@ from tessera.model.loss import hidden_states, whole_cross_entropy
 from tessera.shard.read.batches import Batch, batch_at, make_state
 from tessera.shard.read.order import Order
 from tessera.shard.read.shards import Shards
-from tessera.train import checkpoint, metrics, spikes
+from tessera.train import checkpoint, metrics, spikes, utilisation
 from tessera.train.arrange import one_document_a_row
 from tessera.train.checkpoint import Checkpoint
 from tessera.train.gradients import Gradients
@@ -76,6 +76,8 @@ class Job:
     gradients: Gradients
     environment: dict[str, Any]
     """What, if it changes, changes the last bits of sums; see `opening.environment`."""
+    flops_per_token: float = 0.0
+    """See `model.cost`."""
     progress: Progress = field(default_factory=Progress)
     writer: metrics.Writer | None = None
     last_saved: tuple[int, float] = (0, 0.0)
@@ -103,7 +105,7 @@ class Job:
         for low in range(0, settings.batch_size // ranks.world, self.micro_batch):
             part = {name: value[low : low + self.micro_batch] for name, value in batch.items()}
             arranged = {name: value.to(ranks.device) for name, value in self.arrange(part).items()}
-            yield self.methods.batch(arranged)
+            yield self.methods.micro_batch(arranged)
 
     def nats(self, part: Batch) -> Tensor:
         """The loss of a micro-batch: the sum of nats over its labels, with gradient."""
@@ -159,6 +161,15 @@ class Job:
         self.note(f"step {progress.next_step + 1}: the loss of batch {progress.skipped[-1] + 1} is {loss:.3g} nats a "
                   f"token, far above the recent ones; it is skipped")  # fmt: skip
         return True
+
+    def speed(self, tokens: float, *, seconds: float) -> dict[str, float]:
+        """Of a step over all ranks, and the memory of this one; see `utilisation`."""
+        device = self.ranks.device
+        peak = utilisation.peak_flops(device, settings=self.spec.settings)
+        made = utilisation.speed(
+            tokens, seconds=seconds, flops_per_token=self.flops_per_token, peak=peak and peak * self.ranks.world
+        )
+        return {**made, "memory_bytes": utilisation.memory_bytes(device)}
 
     def log(self, line: dict[str, float]) -> None:
         """One line of metrics.jsonl, from rank 0."""

@@ -45,7 +45,7 @@ def train(job: Job) -> None:
         line = {
             "step": progress.next_step, "loss": loss, "gradient_norm": norm, "tokens": progress.train_tokens,
             "learning_rate": factor * settings.optimizer.matrix_lr, "seconds": round(progress.seconds, 3),
-            "tokens_per_second": tokens / seconds, **methods.end_of_batch(),
+            **job.speed(tokens, seconds=seconds), **methods.end_of_batch(),
         }  # fmt: skip
         last, every = progress.next_step == settings.steps, settings.heldout.every_steps
         if last:
@@ -64,6 +64,7 @@ def train(job: Job) -> None:
 def add_gradients(job: Job) -> Tensor:
     """The gradients of this rank's part of the next batch; [nats, label tokens] in float64."""
     job.gradients.zero()
+    job.methods.batch()
     counted = torch.zeros(2, dtype=torch.float64, device=job.ranks.device)
     for part in job.parts():
         with job.methods.forward():

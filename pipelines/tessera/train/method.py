@@ -53,7 +53,10 @@ class Method(Generic[SettingsT]):
     def init(self) -> None:
         """Once, before a checkpoint is restored: may change the model, the loss, or what updates which parameters."""
 
-    def batch(self, part: "Batch") -> "Batch":
+    def batch(self) -> None:
+        """A global batch begins; or begins again, where memory did not suffice for its micro-batches."""
+
+    def micro_batch(self, part: "Batch") -> "Batch":
         """Each micro-batch, before it is computed."""
         return part
 
@@ -101,9 +104,13 @@ class Methods:
         for method in self:
             method.init()
 
-    def batch(self, part: "Batch") -> "Batch":
+    def batch(self) -> None:
         for method in self:
-            part = method.batch(part)
+            method.batch()
+
+    def micro_batch(self, part: "Batch") -> "Batch":
+        for method in self:
+            part = method.micro_batch(part)
         return part
 
     def forward(self) -> AbstractContextManager[Any]:

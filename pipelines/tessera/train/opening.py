@@ -11,6 +11,7 @@ import torch
 
 from tessera.lineage import code_version
 from tessera.model.build import build
+from tessera.model.cost import flops_per_token
 from tessera.shard.read.batches import MEANINGS, make_order, open_split, resume_step
 from tessera.shard.read.shards import Shards
 from tessera.train import checkpoint, method, metrics
@@ -41,6 +42,7 @@ def open_job(folder: RunFolder, *, attempt: int, ranks: Ranks) -> Job:
         folder=folder, spec=spec, attempt=attempt, ranks=ranks, train=train, heldout=_open(folder, split="heldout"),
         order=order, model=model, optimizer=AdamW(model, settings=settings.optimizer),
         gradients=Gradients(model, ranks=ranks), environment=environment(ranks, compiled=settings.compile),
+        flops_per_token=flops_per_token(model, seq_len=info.seq_len),
     )  # fmt: skip
     job.methods = method.make(settings.methods, job=job)
     job.methods.init()

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tessera.model.experts import ROUTER
 from tessera.train.settings import OptimizerSettings
 
 Named = tuple[str, nn.Parameter]
-
-ROUTER = ".mlp.gate.weight"
-"""What chooses the experts of a mixture: two dimensions, but each row is an expert's own vector."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,10 @@ class Kinds:
 
 
 def split_parameters(model: nn.Module) -> Kinds:
-    """Hidden matrices, also in stacks; embeddings with the output projection; gains, biases and routers."""
+    """Hidden matrices, also in stacks; embeddings with the output projection; gains, biases and routers.
+
+    The router of a mixture has two dimensions, but each row is an expert's own vector.
+    """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     tables.add(id(model.get_output_embeddings().weight))  # type: ignore[operator]
     named = sorted((name, value) for name, value in model.named_parameters() if value.requires_grad)

@@ -107,6 +107,9 @@ class TrainSettings(Section):
     """Threads of a rank; null shares out the machine's cores, or on a cluster takes what Spark gives a task."""
     micro_batch: int | None = Field(None, ge=1, json_schema_extra=EXECUTION)
     """Sequences that a rank computes at once; null takes its whole part of the batch."""
+    peak_flops: float | None = Field(None, gt=0, json_schema_extra=EXECUTION)
+    """Dense FLOP/s of one rank's device in the precision used, from which utilisation is told; null knows common
+    GPUs in bf16, and tells none of others."""
     device: Literal["auto", "cpu", "cuda"] = Field("auto", json_schema_extra=EXECUTION)
     """Where the model runs; `auto` takes a GPU for every rank if there are enough."""
     precision: Literal["fp32", "bf16"] = "fp32"
