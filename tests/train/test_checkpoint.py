@@ -137,9 +137,10 @@ def test_what_is_before_the_commit_may_stop_it(folder, make_job, tmp_path):
     def refuse() -> None:
         raise RuntimeError("no")
 
+    values = checkpoint.take(job.model, tensors=job.tensors())
     with pytest.raises(RuntimeError, match="no"):
         checkpoint.save(
-            tmp_path / "step-00000001", model=job.model, tensors=job.tensors(), state={"num_steps": 1},
+            tmp_path / "step-00000001", model=job.model, values=values, state={"num_steps": 1},
             tokenizer_folder=job.folder.home.resolve("tokenizers/small"), before_commit=refuse,
         )  # fmt: skip
     with pytest.raises(CorruptCheckpoint, match="was not finished"):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -22,12 +23,26 @@ from tessera import failpoints
 from tessera.errors import CorruptCheckpoint
 from tessera.files import sync
 from tessera.lineage import check_format, sha256_file
-from tessera.model.build import WEIGHTS, assign, export, read_weights
+from tessera.model.build import WEIGHTS, assign, export, read_weights, unique_weights
 from tessera.shard import chat, tokenizer
 from tessera.train.run import FORMAT, RECORD, to_json, write_durable
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All values of a moment, on the CPU and apart from those that training goes on with."""
+
+    weights: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor]
+    """Of the optimizer and the methods."""
+
+
+def take(model: nn.Module, *, tensors: Mapping[str, Tensor]) -> Snapshot:
+    """Copies the values of now."""
+    return Snapshot(_copies(unique_weights(model)), _copies(tensors))
 
 
 @dataclass(frozen=True)
@@ -46,13 +61,13 @@ def folder_of(checkpoints: Path, *, step: int) -> Path:
 
 
 def save(
-    folder: Path, *, model: nn.Module, tensors: Mapping[str, Tensor], tokenizer_folder: Path, state: dict[str, Any],
+    folder: Path, *, model: nn.Module, values: Snapshot, tokenizer_folder: Path, state: dict[str, Any],
     before_commit: Callable[[], None], chats: bool = False,
 ) -> Checkpoint:  # fmt: skip
     """Writes and commits a checkpoint; what is at `folder`, left by a run that was killed or fell back, is replaced.
 
     Args:
-        tensors: of the optimizer and the methods.
+        model: its configuration is written, not its values of now.
         state: JSON values; `num_steps` among them.
         chats: the model was trained on conversations: the tokenizer gets the template by which they were written.
         before_commit: called when all but the record is written; what it raises leaves nothing committed.
@@ -60,12 +75,12 @@ def save(
     if folder.exists():
         (folder / RECORD).unlink(missing_ok=True)
         shutil.rmtree(folder)
-    export(model, folder=folder)
+    export(model, folder=folder, weights=values.weights)
     for file in tokenizer.files(tokenizer_folder):
         shutil.copyfile(file, folder / file.name)
     if chats and chat.load(folder).name == chat.OURS:
         (folder / chat.FILE).write_text(chat.PLAIN, encoding="utf-8")
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, folder / OPTIMIZER)
+    save_file(dict(values.tensors), folder / OPTIMIZER)
     (folder / STATE).write_text(to_json(state), encoding="utf-8")
     files: dict[str, dict[str, Any]] = {}
     for file in sorted(folder.iterdir()):
@@ -143,14 +158,31 @@ def restore(checkpoint: Checkpoint, *, model: nn.Module, tensors: Mapping[str, T
         value.copy_(kept[name])
 
 
-def prune(checkpoints: Path, *, keep: int) -> None:
-    """Removes all but the newest `keep` committed checkpoints, and what was left uncommitted before the newest."""
+def prune(checkpoints: Path, *, keep: int, keep_best: int = 0) -> None:
+    """Removes all but some committed checkpoints, and what was left uncommitted before the newest.
+
+    Args:
+        keep: the newest.
+        keep_best: besides, those with the fewest held-out bits per byte, of those that were measured at their step.
+    """
     committed = list(_committed(checkpoints))
-    kept = set(committed[-keep:])
+    measured = {folder: bits for folder in committed[:-keep] if (bits := _heldout_bits(folder)) is not None}
+    kept = {*committed[-keep:], *sorted(measured, key=lambda folder: (measured[folder], folder))[:keep_best]}
     for folder in sorted(checkpoints.glob("step-*")):
         if committed and folder < committed[-1] and folder not in kept:
             (folder / RECORD).unlink(missing_ok=True)
             shutil.rmtree(folder)
+
+
+def _heldout_bits(folder: Path) -> float | None:
+    progress = json.loads((folder / STATE).read_text(encoding="utf-8")).get("progress", {})
+    measured = progress.get("bits_per_byte_step") == progress.get("next_step")
+    return float(progress["bits_per_byte"]) if measured else None
+
+
+def _copies(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous, and of no memory that another holds."""
+    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in values.items()}
 
 
 def _committed(checkpoints: Path) -> Iterator[Path]:

@@ -26,6 +26,7 @@ from tessera.train.method import Methods
 from tessera.train.optimizer import AdamW
 from tessera.train.ranks import Ranks
 from tessera.train.run import RunFolder, RunResult, RunSpec, to_json, write_durable
+from tessera.train.saver import Saver
 
 SEED_STRIDE = 1_000_003
 """Keeps the random numbers of two steps and two seeds apart, should a model draw any."""
@@ -46,6 +47,8 @@ class Progress:
     """Held-out, of the untrained model."""
     bits_per_byte: float = 0.0
     """Held-out, as last measured."""
+    bits_per_byte_step: int = -1
+    """Steps done when it was."""
     micro_batch: int | None = None
     """Sequences computed at once, where memory did not suffice for what was asked for."""
     recent: list[float] = field(default_factory=list)
@@ -85,6 +88,7 @@ class Job:
     methods: Methods = field(default_factory=lambda: Methods({}))
     arrange: Callable[[Batch], Batch] = one_document_a_row
     """What a method may make of rows as they lie in the shards."""
+    saver: Saver = field(default_factory=Saver)
     cross_entropy: CrossEntropy = whole_cross_entropy
     """(hidden [N, D], weight [V, D], labels [N]) -> the sum of nats."""
 
@@ -135,6 +139,7 @@ class Job:
     def check_finite(self, *, loss: float, norm: float) -> None:
         """Raises TrainingFailed when the loss or the gradient is not finite; names the step."""
         if not torch.isfinite(torch.tensor(loss + norm)):
+            self.saver.wait()
             raise TrainingFailed(
                 f"step {self.progress.next_step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}; training "
                 f"stops, the checkpoint after step {self.last_saved[0]} is kept. Lower train.methods.muon.lr"
@@ -183,7 +188,8 @@ class Job:
                 file.write(json.dumps({"attempt": self.attempt, "notice": text}) + "\n")
 
     def checkpoint_due(self) -> bool:
-        """Whether rank 0 should save now; other ranks need not know."""
+        """Whether rank 0 should save now; other ranks need not know. Raises what went wrong in the last save."""
+        self.saver.check()
         settings, (step, seconds) = self.spec.settings.checkpoint, self.last_saved
         by_steps = settings.every_steps is not None and self.progress.next_step % settings.every_steps == 0
         by_time = settings.every_seconds is not None and self.progress.seconds - seconds >= settings.every_seconds
@@ -193,30 +199,38 @@ class Job:
         """What a checkpoint keeps besides the weights, by name; restoring copies into them."""
         return {**self.optimizer.state(), **self.methods.state()}
 
-    def save(self) -> Checkpoint:
-        """Commits a checkpoint of this moment and removes old ones; rank 0 only.
+    def save(self) -> None:
+        """Begins to write a checkpoint of this moment and to remove old ones; rank 0 only.
+
+        Raises:
+            Superseded: a newer attempt owns the folder; of the save before.
+        """
+        step, settings = self.progress.next_step, self.spec.settings.checkpoint
+        folder = checkpoint.folder_of(self.folder.checkpoints, step=step)
+        values, state = checkpoint.take(self.model, tensors=self.tensors()), self._state()
+
+        def write() -> Checkpoint:
+            saved = checkpoint.save(
+                folder, model=self.model, values=values, state=state,
+                tokenizer_folder=self.folder.home.resolve(self.spec.tokenizer),
+                before_commit=lambda: self.folder.check_attempt(self.attempt),
+                chats=self.spec.heldout_labels is not None,
+            )  # fmt: skip
+            checkpoint.prune(self.folder.checkpoints, keep=settings.keep, keep_best=settings.keep_best)
+            return saved
+
+        self.saver.start(write)
+        self.last_saved = (step, self.progress.seconds)
+
+    def finish(self) -> None:
+        """The last checkpoint and the run's own record: now it is finished. Rank 0 only.
 
         Raises:
             Superseded: a newer attempt owns the folder; nothing is committed.
         """
-        step = self.progress.next_step
-        folder = checkpoint.folder_of(self.folder.checkpoints, step=step)
-        saved = checkpoint.save(
-            folder,
-            model=self.model,
-            tensors=self.tensors(),
-            tokenizer_folder=self.folder.home.resolve(self.spec.tokenizer),
-            state=self._state(),
-            before_commit=lambda: self.folder.check_attempt(self.attempt),
-            chats=self.spec.heldout_labels is not None,
-        )
-        checkpoint.prune(self.folder.checkpoints, keep=self.spec.settings.checkpoint.keep)
-        self.last_saved = (step, self.progress.seconds)
-        return saved
-
-    def finish(self) -> None:
-        """The last checkpoint and the run's own record: now it is finished. Rank 0 only."""
-        saved = self.save()
+        self.save()
+        saved = self.saver.wait()
+        assert saved is not None
         result = RunResult(
             steps=self.progress.next_step,
             ranks=self.ranks.world,

@@ -23,42 +23,43 @@ def train(job: Job) -> None:
         Superseded: a newer attempt owns the run folder.
     """
     settings, ranks, progress, methods = job.spec.settings, job.ranks, job.progress, job.methods
-    if progress.next_step == 0:
-        job.log({"step": 0, "tokens": 0, **heldout.measure(job)})
-    while progress.next_step < settings.steps:
-        began = time.monotonic()
-        nats, tokens = ranks.sum(job.within_memory(lambda: add_gradients(job))).tolist()
-        loss, norm = nats / max(tokens, 1), job.gradients.mean(tokens)
-        job.check_finite(loss=loss, norm=norm)
-        if job.skip_spike(loss):
-            if progress.spikes_in_a_row == settings.spikes.patience:
-                rewind(job)
-            continue
-        methods.backward(norm=norm)
-        factor = methods.schedule(progress.next_step)
-        job.optimizer.step(factor, number=progress.next_step + 1)
-        methods.optimizer(factor)
+    with job.saver:
+        if progress.next_step == 0:
+            job.log({"step": 0, "tokens": 0, **heldout.measure(job)})
+        while progress.next_step < settings.steps:
+            began = time.monotonic()
+            nats, tokens = ranks.sum(job.within_memory(lambda: add_gradients(job))).tolist()
+            loss, norm = nats / max(tokens, 1), job.gradients.mean(tokens)
+            job.check_finite(loss=loss, norm=norm)
+            if job.skip_spike(loss):
+                if progress.spikes_in_a_row == settings.spikes.patience:
+                    rewind(job)
+                continue
+            methods.backward(norm=norm)
+            factor = methods.schedule(progress.next_step)
+            job.optimizer.step(factor, number=progress.next_step + 1)
+            methods.optimizer(factor)
 
-        progress.next_step, progress.train_tokens = progress.next_step + 1, progress.train_tokens + int(tokens)
-        seconds = time.monotonic() - began
-        progress.seconds += seconds
-        line = {
-            "step": progress.next_step, "loss": loss, "gradient_norm": norm, "tokens": progress.train_tokens,
-            "learning_rate": factor * settings.optimizer.matrix_lr, "seconds": round(progress.seconds, 3),
-            **job.speed(tokens, seconds=seconds), **methods.end_of_batch(),
-        }  # fmt: skip
-        last, every = progress.next_step == settings.steps, settings.heldout.every_steps
-        if last:
-            methods.end()
-        if last or (every and progress.next_step % every == 0):
-            line |= heldout.measure(job)
-        job.log(line)
-        failpoints.hit("train.after_step")
-        if not last and job.checkpoint_due():
-            job.save()
-    if ranks.rank == 0:
-        job.finish()
-    ranks.wait()
+            progress.next_step, progress.train_tokens = progress.next_step + 1, progress.train_tokens + int(tokens)
+            seconds = time.monotonic() - began
+            progress.seconds += seconds
+            line = {
+                "step": progress.next_step, "loss": loss, "gradient_norm": norm, "tokens": progress.train_tokens,
+                "learning_rate": factor * settings.optimizer.matrix_lr, "seconds": round(progress.seconds, 3),
+                **job.speed(tokens, seconds=seconds), **methods.end_of_batch(),
+            }  # fmt: skip
+            last, every = progress.next_step == settings.steps, settings.heldout.every_steps
+            if last:
+                methods.end()
+            if last or (every and progress.next_step % every == 0):
+                line |= heldout.measure(job)
+            job.log(line)
+            failpoints.hit("train.after_step")
+            if not last and job.checkpoint_due():
+                job.save()
+        if ranks.rank == 0:
+            job.finish()
+        ranks.wait()
 
 
 def add_gradients(job: Job) -> Tensor:

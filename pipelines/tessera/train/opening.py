@@ -84,6 +84,7 @@ def restore(job: Job) -> int:
 def rewind(job: Job) -> None:
     """Back to the newest checkpoint; no batch that came after it, skipped or not, is taken again."""
     last = job.progress.next_batch
+    job.saver.wait()
     if not (step := restore(job)):
         return
     progress = job.progress
