@@ -14,7 +14,7 @@ INSTALL = $(BIN)/uv pip sync --quiet requirements.lock && \
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 endif
 
-.PHONY: demo test check test-all cluster-test connect-test interop interop-lock bench-shard bench-prepare bench-prepare-lock archive tools wheel gpu-kit lint lock clean
+.PHONY: demo test check test-all cluster-test connect-test interop interop-lock bench-shard bench-prepare bench-prepare-lock bench-train bench-train-lock archive tools wheel gpu-kit lint lock clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/ready
@@ -92,8 +92,21 @@ bench-prepare-lock: $(VENV)/ready
 		--custom-compile-command "make bench-prepare-lock" --output-file benchmarks/prepare/requirements.txt \
 		benchmarks/prepare/requirements.in
 
+# Time to the same loss beside Hugging Face Trainer, which runs in an environment of its own, .venv-trainer: an hour, of
+# a small model. BENCH_TRAIN= measures a million parameters, for a day; stopped and started again, it goes on.
+BENCH_TRAIN ?= --quick
+
+bench-train: $(VENV)/ready .venv-trainer/ready
+	$(BIN)/python benchmarks/train/cells.py $(BENCH_TRAIN)
+	$(BIN)/python benchmarks/train/recovery.py
+
+bench-train-lock: $(VENV)/ready
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+		--custom-compile-command "make bench-train-lock" --output-file benchmarks/train/requirements.txt \
+		benchmarks/train/requirements.in
+
 clean:
-	rm -rf $(VENV) .venv-interop .venv-datatrove build lakehouse
+	rm -rf $(VENV) .venv-interop .venv-datatrove .venv-trainer build lakehouse
 
 $(VENV)/ready: requirements.lock setup.py Makefile
 	@test -n "$(PYTHON)" || { echo "Tessera wants Python 3.11 or 3.12 on the PATH"; exit 2; }
@@ -111,4 +124,9 @@ $(VENV)/ready: requirements.lock setup.py Makefile
 .venv-datatrove/ready: benchmarks/prepare/requirements.txt $(VENV)/ready
 	$(PYTHON) -m venv --clear .venv-datatrove
 	UV_LINK_MODE=$${UV_LINK_MODE:-hardlink} VIRTUAL_ENV=$(CURDIR)/.venv-datatrove $(BIN)/uv pip sync --quiet benchmarks/prepare/requirements.txt
+	@touch $@
+
+.venv-trainer/ready: benchmarks/train/requirements.txt $(VENV)/ready
+	$(PYTHON) -m venv --clear .venv-trainer
+	UV_LINK_MODE=$${UV_LINK_MODE:-hardlink} VIRTUAL_ENV=$(CURDIR)/.venv-trainer $(BIN)/uv pip sync --quiet benchmarks/train/requirements.txt
 	@touch $@

@@ -186,6 +186,34 @@ def test_lineage_says_which_model_was_trained_on_a_row(private: tuple[Run, list[
     assert "--source" in wrong.stderr
 
 
+def test_a_finished_run_is_gone_on_with_by_its_name(private: tuple[Run, list[str], int]) -> None:
+    run, assignments, _ = private
+    home = Home(run.home.root.with_name("further"))
+    shutil.copytree(run.home.root, home.root)
+    (first,) = [one.name for one in home.runs.iterdir()]
+    steps = json.loads((home.runs / first / "record.json").read_text())["steps"]
+    given = settings(*SMALL, *assignments)
+
+    refused = tessera("train", "--resume", first, *given, home=home)
+    done = tessera(
+        "train", "--json", "--resume", first, *given, "--set", f"train.steps={steps + 3}", "--set",
+        "train.methods.wsd.strength=0", home=home,
+    )  # fmt: skip
+
+    assert refused.returncode == 2
+    assert f"has done {steps}, which count; set train.steps above {steps}" in refused.stderr
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert record["steps"] == steps + 3
+    lines = [json.loads(line) for line in (home.resolve(record["run"]) / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(steps, steps + 4))
+    noted = tables.read(seen.path(home)).to_pylist()
+    times = {
+        name: sum(row["times"] for row in noted if row["run"] == name) for name in (first, Path(record["run"]).name)
+    }
+    assert times[Path(record["run"]).name] > times[first], "what the first run saw, and more"
+
+
 def test_status_says_current_and_gc_takes_nothing_that_is_needed(private: tuple[Run, list[str], int]) -> None:
     run, assignments, _ = private
     found = json.loads(tessera("status", "--json", *settings(*SMALL, *assignments), home=run.home).stdout)

@@ -123,13 +123,19 @@ def run_stage(
     as_json: bool,
     fresh: bool,
     traceback: bool,
+    resume: str | None = None,
 ) -> None:
     """What the sub-command of a stage does: its plan, or its record."""
 
     def work() -> None:
         from tessera.lineage import PrepareRecord
 
-        with opened(target, assignments, fresh=fresh) as pipeline:
+        given = assignments or []
+        if resume is not None:
+            from tessera.train import resume as runs
+
+            given = runs.assignments(Home.from_environment(), run=resume, changes=given)
+        with opened(target, given, fresh=fresh) as pipeline:
             if dry_run:
                 print_plan(pipeline, as_json=as_json)
                 return

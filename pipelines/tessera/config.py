@@ -29,7 +29,14 @@ class Section(BaseModel):
     """A part of the configuration: frozen, no unknown keys, no NaN; a line of documentation under each field."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
     )
 
     def identity(self) -> dict[str, Any]:
@@ -184,7 +191,7 @@ def _known_keys(schema: type[Section], location: Sequence[Any]) -> list[str]:
         if isinstance(part, int):
             continue
         model = _section_in(model.model_fields[part].annotation)
-    return list(model.model_fields) if model else []
+    return [field.alias or name for name, field in model.model_fields.items()] if model else []
 
 
 def _section_in(annotation: Any) -> type[Section] | None:

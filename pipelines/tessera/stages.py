@@ -7,6 +7,7 @@ configuration is answered at once.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tessera import tracking
@@ -28,6 +29,8 @@ from tessera.settings import Settings
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+    from tessera.train.run import Origin
 
 STAGES = ("sample", "prepare", "shard", "train", "evaluate", "serve")
 """The line, in its order."""
@@ -205,7 +208,8 @@ class Stages:
         from tessera.train import run
 
         settings, block_shards = self.settings.train, self.settings.shard.block_shards
-        fingerprint = run.fingerprint(settings, shards=shards, block_shards=block_shards)
+        origin = self._origin(shards)
+        fingerprint = run.fingerprint(settings, shards=shards, block_shards=block_shards, origin=origin)
         if settings.purpose is not None and not shards.imported:
             allowed = self.results.prepare_of(shards).purposes
             governance.refuse_purpose(allowed, purpose=settings.purpose, option="train.purpose")
@@ -226,6 +230,7 @@ class Stages:
                 lineage=Lineage(config=self.settings.model_dump(mode="json"), sources=self.results.sources_of(shards)),
                 fresh=self.fresh,
                 tell=tell,
+                origin=origin,
             )
             self._note_rows(record, shards=shards, tell=tell)
             return record
@@ -236,6 +241,18 @@ class Stages:
             holds=lambda record: run.verify(record, home=self.home),
             make=make,
         )
+
+    def _origin(self, shards: ShardRecord) -> "Origin | None":
+        """What training starts from; a registered model is fetched, once."""
+        from tessera.train import origin
+
+        def fetch(uri: str) -> Path:
+            from tessera.serve import answers
+
+            uris = tracking.uris(self.settings.tracking, home=self.home)
+            return answers.find_model(model=uri, home=self.home, **uris).checkpoint
+
+        return origin.resolve(self.settings.train, shards=shards, home=self.home, fetch=fetch)
 
     def _note_rows(self, record: TrainRecord, *, shards: ShardRecord, tell: Tell) -> None:
         """Writes which rows the run saw; it is finished, so what goes wrong here is only told."""

@@ -18,20 +18,25 @@ from tessera.train import forget
     share=st.floats(0.01, 1),
     batch_size=st.integers(1, 5),
     skipped=st.sets(st.integers(0, 20), max_size=4),
+    begin=st.sampled_from([0.0, 0.0, 0.3, 1.4]),
 )
 def test_draws_equal_those_that_are_drawn(
     samples: list[int], seed: int, block: int, epochs: float, chunk: int, share: float, batch_size: int,
-    skipped: set[int],
+    skipped: set[int], begin: float,
 ) -> None:  # fmt: skip
     order = Order(samples, seed=seed, block_shards=block)
     total = int(epochs * order.num_samples)
     targets = np.random.default_rng(seed).permutation(order.num_samples)[: max(1, int(share * order.num_samples))]
     before = np.cumsum(samples) - samples
     shard, sample = order.locate(np.arange(total))
-    drawn = [-2 if n // batch_size in skipped else one for n, one in enumerate((before[shard] + sample).tolist())]
+    low = min(int(begin * order.num_samples), total)
+    counts = [low <= n and n // batch_size not in skipped for n in range(total)]
+    drawn = [one if counts[n] else -2 for n, one in enumerate((before[shard] + sample).tolist())]
     kept, forget.CHUNK = forget.CHUNK, chunk
     try:
-        times, first = forget.draws(order, targets=targets, total=total, batch_size=batch_size, skipped=tuple(skipped))
+        times, first = forget.draws(
+            order, targets=targets, begin=low, end=total, batch_size=batch_size, skipped=tuple(skipped)
+        )
     finally:
         forget.CHUNK = kept
 

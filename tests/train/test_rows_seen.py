@@ -2,7 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.shard.history import History, row_of, texts_of, write_set
@@ -16,23 +16,24 @@ from tessera.shard.read.order import Order
 from tessera.shard.run_manifest import write_run_manifest
 from tessera.train import rows_seen, seen
 from tessera.train.forget import runs_that_saw
-from tessera.train.run import RunFolder, RunResult, RunSpec, to_json
+from tessera.train.run import Origin, RunFolder, RunPoint, RunResult, RunSpec, to_json
 from tessera.train.settings import TrainSettings
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 pytestmark = pytest.mark.spark
-BATCH = 4
+BATCH, SEED = 4, 5
 
 
-def run_of(home: Home, shards: ShardRecord, *, name: str, steps: int, skipped: tuple[int, ...] = ()) -> TrainRecord:
+def run_of(
+    home: Home, shards: ShardRecord, *, name: str, steps: int, skipped: tuple[int, ...] = (), **spec_of: Any
+) -> TrainRecord:
     """A run folder of a finished run, and its record: all that the order needs."""
     folder = RunFolder(home.runs / name)
     folder.root.mkdir(parents=True)
-    spec = RunSpec(
-        run=name, fingerprint=name, settings=TrainSettings(batch_size=BATCH, seed=steps), tokenizer="t", block_shards=2
-    )
+    settings = TrainSettings(batch_size=BATCH, seed=SEED)
+    spec = RunSpec(run=name, fingerprint=name, settings=settings, tokenizer="t", block_shards=2, **spec_of)
     folder.spec.write_text(to_json(spec.model_dump(mode="json")))
     write_run_manifest(read_manifest(home, shards.name, shards.manifest.version), folder.manifest)
     folder.metrics.write_text(f'{{"step": {steps}}}\n')
@@ -53,7 +54,7 @@ def counted(
 ) -> dict[str, tuple[int, int]]:
     """doc_id -> times and first step, by going through every batch."""
     files = [row for row in read_manifest(home, "docs").to_pylist() if row["split"] == "train"]
-    order = Order([row["samples"] for row in files], seed=steps, block_shards=2)
+    order = Order([row["samples"] for row in files], seed=SEED, block_shards=2)
     held: dict[tuple[str, int], set[str]] = {}
     for row in tables.read(home.resolve(shards.spans.path), version=shards.spans.version).to_pylist():
         held.setdefault((row["file"], row["sample"]), set()).add(row["doc_id"])
@@ -77,9 +78,15 @@ def test_rows_seen_are_what_the_batches_hold(spark: "SparkSession", home: Home) 
 
     skips = {"skipping": (0, 2, 3, samples // BATCH + 2)}
     cases["skipping"] = 2 * samples // BATCH
+    cases["branch"] = cases["skipping"] + 3
+    point = RunPoint(run="skipping", step=3, batch=6)
+    branch = Origin(given="skipping@3", folder="c", weights={}, point=point)
+    skips["branch"] = (0, 2, 3)
     for name, steps in cases.items():
         skipped = skips.get(name, ())
-        train = run_of(home, shards, name=name, steps=steps, skipped=skipped)
+        train = run_of(
+            home, shards, name=name, steps=steps, skipped=skipped, origin=branch if name == "branch" else None
+        )
         rows_seen.write(spark, train=train, shards=shards, home=home)
 
         rows = [row for row in tables.read(seen.path(home)).to_pylist() if row["run"] == name]

@@ -4,8 +4,7 @@ Weights are what they were: who must not serve them is told. Exact, and the same
 order of at most two epochs, 0.3 us a sample, and a few numbers a sample.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from tessera.errors import ShardSetError, SourceError, TrainingFailed
 from tessera.home import Home
 from tessera.shard import forget as shards
 from tessera.shard.read.order import Order
-from tessera.shard.run_manifest import SetInfo, read_run_manifest
+from tessera.train import ledger
+from tessera.train.ledger import Segment
 from tessera.train.metrics import Tail
 from tessera.train.run import RunFolder
 from tessera.train.ship import known_run_id
@@ -61,52 +61,46 @@ def runs_that_saw(home: Home, *, erased: Erased) -> list[RunSeen]:
 
 
 def draws(
-    order: Order, *, targets: Int, total: int, batch_size: int = 1, skipped: Sequence[int] = ()
+    order: Order, *, targets: Int, end: int, begin: int = 0, batch_size: int = 1, skipped: Sequence[int] = ()
 ) -> tuple[Int, Int]:
-    """How often, and when first, these samples come among the first `total` of an order.
+    """How often, and when first, these samples come at indices `begin` to `end` - 1 of an order.
 
     Args:
         targets: [n], samples numbered through the shards, distinct.
-        skipped: batches that do not count. With them the order of all epochs is gone through, not of two.
+        skipped: batches that do not count. With them the order of all epochs is gone through, not of two; so it is
+            where it does not begin at 0.
 
     Returns:
         times [n], and the first global index [n], NEVER where there is none.
     """
-    before = np.cumsum(order.samples_per_shard) - order.samples_per_shard
-    if skipped:
-        return _draws_one_by_one(order, targets=targets, total=total, batch_size=batch_size, skipped=skipped)
-    epochs, rest = divmod(total, order.num_samples)
-    sorter = np.argsort(targets)
-    times, first = np.full(len(targets), epochs), np.full(len(targets), NEVER)
-    for begin in range(0, min(total, order.num_samples), CHUNK):
-        at, index = _hits(order, begin, min(begin + CHUNK, total, order.num_samples), before, targets, sorter)
-        first[at] = index
-        if not (first == NEVER).any():
-            break
-    for begin in range(total - rest, total, CHUNK):
-        at, _ = _hits(order, begin, min(begin + CHUNK, total), before, targets, sorter)
-        times[at] += 1
-    return times, first
-
-
-def _draws_one_by_one(
-    order: Order, *, targets: Int, total: int, batch_size: int, skipped: Sequence[int]
-) -> tuple[Int, Int]:
-    before = np.cumsum(order.samples_per_shard) - order.samples_per_shard
-    sorter = np.argsort(targets)
     times, first = np.zeros(len(targets), np.int64), np.full(len(targets), NEVER)
-    for begin in range(0, total, CHUNK):
-        at, index = _hits(order, begin, min(begin + CHUNK, total), before, targets, sorter)
-        taken = ~np.isin(index // batch_size, skipped)
-        np.add.at(times, at[taken], 1)
-        new, index = at[taken][::-1], index[taken][::-1]  # of equal ones the first is written last
-        unseen = first[new] == NEVER
-        first[new[unseen]] = index[unseen]
+    for low, high, weight in _stretches(order.num_samples, begin, end, whole=bool(skipped)):
+        for start in range(low, high, CHUNK):
+            at, index = _hits(order, start, min(start + CHUNK, high), targets=targets)
+            taken = ~np.isin(index // batch_size, skipped)
+            at, index = at[taken], index[taken]
+            np.add.at(times, at, weight)
+            unseen = first[at] == NEVER
+            first[at[unseen][::-1]] = index[unseen][::-1]  # of equal ones the first is written last
     return times, first
 
 
-def _hits(order: Order, begin: int, end: int, before: Int, targets: Int, sorter: Int) -> tuple[Int, Int]:
+def _stretches(epoch: int, begin: int, end: int, *, whole: bool) -> Iterator[tuple[int, int, int]]:
+    """Stretches of indices to go through, and how often each of their samples comes.
+
+    From the beginning of an order all epochs hold the same samples, so the first stands for every whole one.
+    """
+    if whole or begin or end < epoch:
+        yield begin, end, 1
+        return
+    yield 0, epoch, end // epoch
+    yield end - end % epoch, end, 1
+
+
+def _hits(order: Order, begin: int, end: int, *, targets: Int) -> tuple[Int, Int]:
     """Which targets come at global indices `begin` to `end` - 1, and at which, in order."""
+    sorter = np.argsort(targets)
+    before = np.cumsum(order.samples_per_shard) - order.samples_per_shard
     index = np.arange(begin, end, dtype=np.int64)
     shard, sample = order.locate(index)
     number = before[shard] + sample
@@ -116,59 +110,42 @@ def _hits(order: Order, begin: int, end: int, before: Int, targets: Int, sorter:
 
 
 def _run(folder: RunFolder, *, home: Home, erased: Erased) -> RunSeen | None:
-    """What a run saw; None for a folder that is no run."""
+    """What a run saw, those that it goes on with included; None for a folder that is no run."""
     if not folder.manifest.is_file():
         return None
+    steps, rows = num_steps(folder), dict[str, Seen]()
     try:
-        spec = folder.read_spec()
-        table = read_run_manifest(folder.manifest)
-        info = SetInfo.from_metadata(table.schema.metadata)
-        places = shards.places(home, name=info.name, version=info.version, erased=erased).to_pylist()
+        for segment in ledger.segments(folder, steps=steps):
+            places = shards.places(home, name=segment.set_name, version=segment.set_version, erased=erased).to_pylist()
+            for seen in _seen(segment, places=places):
+                known = rows.get(seen.doc_id, Seen(seen.doc_id, 0, seen.first_step))
+                rows[seen.doc_id] = Seen(seen.doc_id, known.times + seen.times, known.first_step)
     except (ShardSetError, SourceError, TrainingFailed):
-        return RunSeen(folder.root.name, known_run_id(folder), steps=num_steps(folder), rows=(), known=False)
-    train = table.filter(np.array([split == "train" for split in table["split"].to_pylist()], bool))
-    samples = train["samples"].to_numpy()
-    steps = num_steps(folder)
-    rows: tuple[Seen, ...] = ()
-    if places and steps and samples.sum():
-        order = Order(samples, seed=spec.settings.seed, block_shards=spec.block_shards)
-        begins = dict(zip(train["file"].to_pylist(), (np.cumsum(samples) - samples).tolist(), strict=True))
-        rows = _seen(
-            places, begins=begins, order=order, steps=steps, batch_size=spec.settings.batch_size,
-            skipped=skipped_batches(folder),
-        )  # fmt: skip
-    return RunSeen(folder.root.name, known_run_id(folder), steps=steps, rows=rows)
+        return RunSeen(folder.root.name, known_run_id(folder), steps=steps, rows=(), known=False)
+    return RunSeen(folder.root.name, known_run_id(folder), steps=steps, rows=tuple(rows[key] for key in sorted(rows)))
 
 
-def _seen(
-    places: list[dict[str, Any]], *, begins: Mapping[str, int], order: Order, steps: int, batch_size: int,
-    skipped: Sequence[int],
-) -> tuple[Seen, ...]:  # fmt: skip
+def _seen(segment: Segment, *, places: list[dict[str, Any]]) -> Iterator[Seen]:
     """By row, from the samples that hold its pieces."""
+    samples = np.array(segment.order.samples_per_shard)
+    begins = dict(zip(segment.files, (np.cumsum(samples) - samples).tolist(), strict=True))
     held: dict[str, set[int]] = {}
     for place in places:
-        held.setdefault(place["doc_id"], set()).add(begins[place["file"]] + place["sample"])
+        if place["file"] in begins:
+            held.setdefault(place["doc_id"], set()).add(begins[place["file"]] + place["sample"])
+    if not held or segment.last <= segment.first:
+        return
     targets = np.array(sorted(set().union(*held.values())), dtype=np.int64)
-    total = (steps + len(skipped)) * batch_size
-    times, first = draws(order, targets=targets, total=total, batch_size=batch_size, skipped=skipped)
-    rows = []
-    for doc_id, samples in sorted(held.items()):
-        at = np.searchsorted(targets, sorted(samples))
+    size = segment.batch_size
+    times, first = draws(
+        segment.order, targets=targets, begin=segment.first * size, end=segment.last * size, batch_size=size,
+        skipped=segment.skipped,
+    )  # fmt: skip
+    for doc_id, numbers in sorted(held.items()):
+        at = np.searchsorted(targets, sorted(numbers))
         drawn = at[times[at] > 0]
         if len(drawn):
-            batch = int(first[drawn].min()) // batch_size
-            step = batch + 1 - sum(other < batch for other in skipped)
-            rows.append(Seen(doc_id, int(times[drawn].sum()), step))
-    return tuple(rows)
-
-
-def skipped_batches(folder: RunFolder) -> tuple[int, ...]:
-    """Of its record, or of its newest checkpoint: see `train.spikes`."""
-    if (result := folder.read_result()) is not None:
-        return result.skipped
-    for state in sorted(folder.checkpoints.glob("step-*/state.json"), reverse=True):
-        return tuple(json.loads(state.read_text(encoding="utf-8"))["progress"].get("skipped", ()))
-    return ()
+            yield Seen(doc_id, int(times[drawn].sum()), segment.step_of(int(first[drawn].min()) // size))
 
 
 def num_steps(folder: RunFolder) -> int:

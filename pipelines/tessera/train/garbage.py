@@ -18,7 +18,7 @@ ABANDONED_SECONDS = 30 * 86_400
 
 def garbage(home: Home, *, before: float) -> Iterator[Garbage]:
     """What `tessera gc` may take from the run folders; `before` is in Unix seconds. Runs in progress are left alone."""
-    recorded = _recorded(home)
+    recorded = _recorded(home) | _started_from(home)
     for root in sorted(home.runs.glob("*")):
         folder = RunFolder(root)
         if is_running(folder):
@@ -38,6 +38,13 @@ def is_running(folder: RunFolder) -> bool:
     """Whether a launcher on this machine holds the run, or one elsewhere has just shown a sign of life."""
     beats = folder.beat.exists() and folder.beat.stat().st_mtime > time.time() - BEAT_SECONDS
     return beats or locks.is_held(folder.lock)
+
+
+def _started_from(home: Home) -> set[str]:
+    """Checkpoints that runs which are not finished go on from: until one of their own is there, they need them."""
+    folders = [RunFolder(root) for root in home.runs.glob("*")]
+    specs = [one.read_spec() for one in folders if one.spec.is_file() and one.read_result() is None]
+    return {spec.origin.folder for spec in specs if spec.origin is not None}
 
 
 def _recorded(home: Home) -> set[str]:

@@ -45,6 +45,6 @@ def measure(job: Job) -> dict[str, float]:
     labels = job.spec.heldout_labels or heldout.all_labels
     per_byte = per_token / log(2) * labels.tokens / labels.text_bytes
     job.progress.bits_per_byte, job.progress.bits_per_byte_step = per_byte, job.progress.next_step
-    if job.progress.next_step == 0:
+    if job.progress.next_step == job.first_step:
         job.progress.bits_per_byte_before = per_byte
     return {"heldout_loss": per_token, "heldout_bits_per_byte": per_byte}

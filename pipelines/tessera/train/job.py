@@ -59,7 +59,7 @@ class Progress:
 
     @property
     def next_batch(self) -> int:
-        """Of the order, 0-based: skipped ones lie behind."""
+        """Counted through the run, from 0: skipped ones lie behind."""
         return self.next_step + len(self.skipped)
 
 
@@ -93,6 +93,17 @@ class Job:
     """(hidden [N, D], weight [V, D], labels [N]) -> the sum of nats."""
 
     @property
+    def first_step(self) -> int:
+        """Steps that were done before this run, by the one that it goes on with."""
+        origin = self.spec.origin
+        return origin.point.step if origin and origin.point else 0
+
+    @property
+    def position(self) -> int:
+        """The next batch of the order, from 0."""
+        return self.progress.next_batch - (self.spec.origin.offset if self.spec.origin else 0)
+
+    @property
     def micro_batch(self) -> int:
         """Sequences that this rank computes at once."""
         settings = self.spec.settings
@@ -104,8 +115,9 @@ class Job:
         ranks.pulse.at(self.progress.next_step + 1)
         torch.manual_seed((settings.seed * SEED_STRIDE + number) * ranks.world + ranks.rank)
         batch = batch_at(
-            self.train, self.order, step=number, batch_size=settings.batch_size, rank=ranks.rank, world_size=ranks.world
-        )
+            self.train, self.order, step=self.position, batch_size=settings.batch_size, rank=ranks.rank,
+            world_size=ranks.world,
+        )  # fmt: skip
         for low in range(0, settings.batch_size // ranks.world, self.micro_batch):
             part = {name: value[low : low + self.micro_batch] for name, value in batch.items()}
             arranged = {name: value.to(ranks.device) for name, value in self.arrange(part).items()}
@@ -255,9 +267,7 @@ class Job:
         return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _state(self) -> dict[str, Any]:
-        loader = make_state(
-            self.train, self.order, next_step=self.progress.next_batch, batch_size=self.spec.settings.batch_size
-        )
+        loader = make_state(self.train, self.order, next_step=self.position, batch_size=self.spec.settings.batch_size)
         return {
             "num_steps": self.progress.next_step,
             "progress": asdict(self.progress),

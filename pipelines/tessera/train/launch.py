@@ -36,8 +36,9 @@ from tessera.tracking import TrackingSettings
 from tessera.train import failure, view
 from tessera.train import run as runs
 from tessera.train.metrics import Tail
+from tessera.train.origin import only_new
 from tessera.train.pulse import Ward
-from tessera.train.run import RunFolder, RunResult, RunSpec
+from tessera.train.run import Origin, RunFolder, RunResult, RunSpec
 from tessera.train.settings import TrainSettings
 from tessera.train.ship import Shipper
 from tessera.train.slots import gpus_of_task, on_cluster, on_what_is_left
@@ -61,13 +62,14 @@ class Lineage:
 
 def train(
     spark: SparkSession, *, shards: ShardRecord, settings: TrainSettings, block_shards: int, fingerprint: str,
-    home: Home, tracking: TrackingSettings, lineage: Lineage, fresh: bool, tell: Tell,
+    home: Home, tracking: TrackingSettings, lineage: Lineage, fresh: bool, tell: Tell, origin: Origin | None = None,
 ) -> TrainRecord:  # fmt: skip
     """Trains a model on a shard set, or goes on with the unfinished run of the same fingerprint.
 
     Args:
         spark: an active session, which TorchDistributor asks for; no Spark job is run beside the driver.
         block_shards: see `shard.block_shards`.
+        origin: what the run starts from, of `origin.resolve`.
         fingerprint: of `train.run.fingerprint`.
         fresh: start anew, in another folder.
 
@@ -84,13 +86,13 @@ def train(
     with runs.launcher_lock(folder):
         spec = RunSpec(
             run=folder.root.name, fingerprint=fingerprint, settings=settings, tokenizer=shards.tokenizer.path,
-            block_shards=block_shards,
+            block_shards=block_shards, origin=origin,
             heldout_labels=None if labels.all_count(shards) else labels.count(home, shards, split="heldout"),
         )  # fmt: skip
         attempt = begin_attempt(folder, spec=spec, shards=shards, home=home)
         shipper = Shipper(
             folder, settings=tracking, home=home, params=lineage.config, inputs=(*lineage.sources, shards.manifest),
-            tags=tags_of(folder, shards=shards, sources=lineage.sources, fingerprint=fingerprint), notice=tell,
+            tags=tags_of(folder, spec=spec, shards=shards, sources=lineage.sources), notice=tell,
         )  # fmt: skip
         shipper.start()
         status = "KILLED"
@@ -116,7 +118,8 @@ def begin_attempt(folder: RunFolder, *, spec: RunSpec, shards: ShardRecord, home
         folder.record.unlink()  # its last checkpoint is gone: the run is not finished any more
     folder.checkpoints.mkdir(exist_ok=True)
     folder.starts.unlink(missing_ok=True)  # failures of an earlier command do not count
-    write_run_manifest(read_manifest(home, shards.name, shards.manifest.version), folder.manifest)
+    manifest = read_manifest(home, shards.name, shards.manifest.version)
+    write_run_manifest(only_new(manifest, origin=spec.origin, shards=shards), folder.manifest)
     write_run_documents(home, shards, manifest=folder.manifest)
     runs.write_durable(folder.spec, runs.to_json(spec.model_dump(mode="json")))
     return next_attempt(folder)
@@ -131,17 +134,18 @@ def next_attempt(folder: RunFolder) -> int:
 
 
 def tags_of(
-    folder: RunFolder, *, shards: ShardRecord, sources: tuple[TableVersion, ...], fingerprint: str
+    folder: RunFolder, *, spec: RunSpec, shards: ShardRecord, sources: tuple[TableVersion, ...]
 ) -> dict[str, str]:
     """Lineage as MLflow tags: every table with its version, hashes, the code's commit."""
     tables = {table.name: table for table in (*shards.inputs, *sources)}
     return {
-        "tessera.fingerprint": fingerprint,
+        "tessera.fingerprint": spec.fingerprint,
         "tessera.run_folder": folder.home.relative(folder.root),
         "tessera.code": code_version(),
         "tessera.version": tessera.__version__,
         "tessera.shard_set": f"{shards.name}@{shards.manifest.version}",
         "tessera.tokenizer_sha256": shards.tokenizer.sha256,
+        **({"tessera.from": spec.origin.given} if spec.origin else {}),
         **{f"tessera.table.{name}": f"{table.path}@{table.version}" for name, table in tables.items()},
     }
 

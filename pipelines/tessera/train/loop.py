@@ -24,8 +24,8 @@ def train(job: Job) -> None:
     """
     settings, ranks, progress, methods = job.spec.settings, job.ranks, job.progress, job.methods
     with job.saver:
-        if progress.next_step == 0:
-            job.log({"step": 0, "tokens": 0, **heldout.measure(job)})
+        if progress.next_step == job.first_step:
+            job.log({"step": progress.next_step, "tokens": progress.train_tokens, **heldout.measure(job)})
         while progress.next_step < settings.steps:
             began = time.monotonic()
             nats, tokens = ranks.sum(job.within_memory(lambda: add_gradients(job))).tolist()

@@ -15,6 +15,7 @@ from tessera.model.cost import flops_per_token
 from tessera.shard.read.batches import MEANINGS, make_order, open_split, resume_step
 from tessera.shard.read.shards import Shards
 from tessera.train import checkpoint, method, metrics
+from tessera.train.checkpoint import Checkpoint
 from tessera.train.gradients import Gradients
 from tessera.train.job import Job
 from tessera.train.optimizer import AdamW
@@ -34,9 +35,10 @@ def open_job(folder: RunFolder, *, attempt: int, ranks: Ranks) -> Job:
     train = _open(folder, split="train")
     order = make_order(train, seed=settings.seed, block_shards=spec.block_shards)
     info = train.info
-    model = build(
-        settings.model, vocab_size=info.vocab_size, seq_len=info.seq_len, end_id=info.end_id, seed=settings.seed
-    )
+    shape = settings.model
+    if spec.origin is not None:
+        shape = shape.model_copy(update={"path": str(folder.home.resolve(spec.origin.folder))})
+    model = build(shape, vocab_size=info.vocab_size, seq_len=info.seq_len, end_id=info.end_id, seed=settings.seed)
     model.to(ranks.device).train()
     job = Job(
         folder=folder, spec=spec, attempt=attempt, ranks=ranks, train=train, heldout=_open(folder, split="heldout"),
@@ -46,13 +48,34 @@ def open_job(folder: RunFolder, *, attempt: int, ranks: Ranks) -> Job:
     )  # fmt: skip
     job.methods = method.make(settings.methods, job=job)
     job.methods.init()
-    restored = restore(job)
+    if not (restored := restore(job)):
+        go_on(job)
     if ranks.rank == 0:
         metrics.cut_back(folder.metrics, step=restored if restored else -1)
         job.writer = metrics.Writer(folder.metrics)
     if settings.compile:
         model.base_model.compile()  # type: ignore[operator,union-attr]
     return job
+
+
+def go_on(job: Job) -> None:
+    """Takes over the run that this one goes on with, if there is one.
+
+    Raises:
+        ShardSetError: its order is another: another seed, batch or set.
+        CorruptCheckpoint: its checkpoint is gone or damaged, or of other methods.
+    """
+    origin = job.spec.origin
+    if origin is None or origin.point is None:
+        return
+    found = checkpoint.open_checkpoint(job.folder.home.resolve(origin.folder))
+    checkpoint.restore(found, model=job.model, tensors=job.tensors())
+    vars(job.progress).update({**found.state["progress"], "seconds": 0.0, "micro_batch": None})
+    if origin.offset == origin.point.step:  # another order, of which nothing was skipped yet
+        job.progress.skipped = []
+    else:
+        _check_order(job, found)
+    job.note(f"goes on from {origin.point.run} after step {origin.point.step}")
 
 
 def restore(job: Job) -> int:
@@ -69,11 +92,7 @@ def restore(job: Job) -> int:
     found = found or checkpoint.open_checkpoint(checkpoint.folder_of(folder.checkpoints, step=chosen))
     checkpoint.restore(found, model=job.model, tensors=job.tensors())
     vars(job.progress).update(found.state["progress"])
-    settings = job.spec.settings
-    resume_step(
-        found.state["loader"], shards=job.train, order=job.order, batch_size=settings.batch_size,
-        allow=MEANINGS if settings.resume_data == "ignore" else (), notice=job.note,
-    )  # fmt: skip
+    _check_order(job, found)
     job.last_saved = (chosen, job.progress.seconds)
     job.note(f"resumed after step {chosen}")
     for difference in _differences(found.state["environment"], job.surroundings()):
@@ -109,6 +128,14 @@ def environment(ranks: Ranks, *, compiled: bool) -> dict[str, Any]:
         "machine": platform.machine(),
         "code": code_version(),
     }
+
+
+def _check_order(job: Job, found: Checkpoint) -> None:
+    settings = job.spec.settings
+    resume_step(
+        found.state["loader"], shards=job.train, order=job.order, batch_size=settings.batch_size,
+        allow=MEANINGS if settings.resume_data == "ignore" else (), notice=job.note,
+    )  # fmt: skip
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

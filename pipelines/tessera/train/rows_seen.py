@@ -5,22 +5,23 @@ afterwards, over the samples of at most two epochs. One row a run and document, 
 written again. It holds ids, no text; rows that were erased stay in it, since weights are what they were.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from tessera import lineage, publish, tasks
 from tessera.home import Home
 from tessera.lineage import RowsSeenRecord, ShardRecord, TableVersion, TrainRecord
-from tessera.shard.read.order import Order
-from tessera.shard.run_manifest import read_run_manifest
+from tessera.shard.manifest import read_record
 from tessera.spark_tables import at_version
+from tessera.train import ledger
+from tessera.train.ledger import Segment
 from tessera.train.run import RunFolder
 from tessera.train.seen import COLUMNS, TABLE, path
 
@@ -30,37 +31,44 @@ LOCATED = "shard int, sample int, times long, first long"
 
 @dataclass(frozen=True)
 class Drawn:
-    """The first `total` indices of an order, each epoch's samples once: those of the first, then the rest of the last.
+    """The indices of a segment, each epoch's samples once: those of the first, then the rest of the last.
 
-    Iterating over all would take the time of the whole run's epochs; where batches were skipped, that is taken.
+    Iterating over all would take the time of the whole run's epochs; where batches were skipped, or the segment does
+    not begin with its order, that is taken.
     """
 
-    order: Order
-    total: int
-    batch_size: int = 1
-    skipped: tuple[int, ...] = ()
+    segment: Segment
+
+    @property
+    def begin(self) -> int:
+        return self.segment.first * self.segment.batch_size
+
+    @property
+    def end(self) -> int:
+        return self.segment.last * self.segment.batch_size
 
     @property
     def length(self) -> int:
-        return self.first + (self.total % self.order.num_samples if self.epochs else 0)
+        return self.first + (self.end % self.segment.order.num_samples if self.epochs else 0)
 
     @property
     def epochs(self) -> int:
         """Whole ones that need not be iterated over."""
-        return 0 if self.skipped else self.total // self.order.num_samples
+        return 0 if self.segment.skipped or self.begin else self.end // self.segment.order.num_samples
 
     @property
     def first(self) -> int:
-        return self.total if self.skipped else min(self.total, self.order.num_samples)
+        return self.segment.order.num_samples if self.epochs else self.end - self.begin
 
     def locate(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """`id`, positions below `length`, -> LOCATED."""
         for batch in batches:
             position = batch["id"].to_numpy()
-            position = position[~np.isin(position // self.batch_size, self.skipped)]
             later = position >= self.first
-            index = np.where(later, self.total - self.length + position, position)
-            shard, sample = self.order.locate(index)
+            index = np.where(later, self.end - self.length + position, self.begin + position)
+            taken = ~np.isin(index // self.segment.batch_size, self.segment.skipped)
+            index, later = index[taken], later[taken]
+            shard, sample = self.segment.order.locate(index)
             columns = {
                 "shard": shard.astype(np.int32), "sample": sample.astype(np.int32),
                 "times": np.where(later, 1, max(self.epochs, 1)), "first": index,
@@ -99,32 +107,31 @@ def write(spark: SparkSession, *, train: TrainRecord, shards: ShardRecord, home:
 
 
 def _rows(spark: SparkSession, folder: RunFolder, *, train: TrainRecord, shards: ShardRecord, home: Home) -> DataFrame:
-    """COLUMNS of one run."""
-    spec = folder.read_spec()
-    manifest = read_run_manifest(folder.manifest)
-    files = [row for row in manifest.select(["split", "file", "samples"]).to_pylist() if row["split"] == "train"]
-    order = Order([row["samples"] for row in files], seed=spec.settings.seed, block_shards=spec.block_shards)
-    batch_size = spec.settings.batch_size
-    result = folder.read_result()
-    skipped = result.skipped if result else ()
-    drawn = Drawn(order, (train.steps + len(skipped)) * batch_size, batch_size=batch_size, skipped=skipped)
-    samples = (
-        spark.range(drawn.length).mapInArrow(drawn.locate, LOCATED)
-        .groupBy("shard", "sample").agg(F.sum("times").alias("times"), F.min("first").alias("first"))
-    )  # fmt: skip
-    names = spark.createDataFrame([(number, row["file"]) for number, row in enumerate(files)], "shard int, file string")
-    spans = at_version(spark, home.resolve(shards.spans.path), version=shards.spans.version)
-    places = spans.where("split = 'train'").select("doc_id", "source", "file", "sample").distinct()
-    found = samples.join(F.broadcast(names), on="shard").join(places, on=["file", "sample"])
+    """COLUMNS of one run, those that it goes on with included."""
+    segments = ledger.segments(folder, steps=train.steps)
+    found = reduce(DataFrame.unionByName, (_of_segment(spark, segment, home=home) for segment in segments))
     known = {"run": folder.root.name, "run_id": train.run_id, "shard_set": f"{shards.name}@{shards.manifest.version}"}
     return (
         found.groupBy("doc_id", "source")
-        .agg(F.sum("times").alias("times"), F.expr(f"min(first) div {batch_size}").alias("batch"))
-        .withColumn("first_step", F.col("batch") + 1 - _skipped_before(F.col("batch"), skipped=skipped))
+        .agg(F.sum("times").alias("times"), F.min("first_step").alias("first_step"))
         .withColumns({name: F.lit(value) for name, value in known.items()}).select(*COLUMNS)
     )  # fmt: skip
 
 
-def _skipped_before(batch: Column, *, skipped: Sequence[int]) -> Column:
-    """How many of the skipped batches come before one: its step is so much earlier."""
-    return reduce(add, ((F.lit(other) < batch).cast("int") for other in skipped), F.lit(0))
+def _of_segment(spark: SparkSession, segment: Segment, *, home: Home) -> DataFrame:
+    """doc_id, source, times, first_step of the rows of one segment."""
+    drawn = Drawn(segment)
+    samples = (
+        spark.range(drawn.length).mapInArrow(drawn.locate, LOCATED)
+        .groupBy("shard", "sample").agg(F.sum("times").alias("times"), F.min("first").alias("first"))
+    )  # fmt: skip
+    names = spark.createDataFrame(list(enumerate(segment.files)), "shard int, file string")
+    shards = read_record(home, name=segment.set_name, version=segment.set_version)
+    spans = at_version(spark, home.resolve(shards.spans.path), version=shards.spans.version)
+    places = spans.where("split = 'train'").select("doc_id", "source", "file", "sample").distinct()
+    found = samples.join(F.broadcast(names), on="shard").join(places, on=["file", "sample"])
+    batch = F.expr(f"min(first) div {segment.batch_size}")
+    rows = found.groupBy("doc_id", "source").agg(F.sum("times").alias("times"), batch.alias("batch"))
+    earlier = reduce(add, ((F.lit(other) < F.col("batch")).cast("int") for other in segment.skipped), F.lit(0))
+    step = F.col("batch") - segment.first + segment.first_step - earlier
+    return rows.withColumn("first_step", step).drop("batch")

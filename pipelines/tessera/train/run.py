@@ -32,6 +32,39 @@ RECORD = "record.json"
 LOCK_SECONDS = 2.0
 
 
+class RunPoint(Section):
+    """A moment of a run that another goes on from."""
+
+    run: str
+    """The folder's name."""
+    step: int
+    """Steps done."""
+    batch: int
+    """Batches of its order that were taken or skipped by then."""
+
+
+class Origin(Section):
+    """What a run started from."""
+
+    given: str
+    """As `train.from` says it."""
+    folder: str
+    """With weights; relative to the home where it lies in it."""
+    weights: dict[str, str]
+    """File -> SHA-256."""
+    point: RunPoint | None = None
+    """Of the run that it goes on with; null takes weights alone."""
+    offset: int = 0
+    """Batches counted before the first of this run's order, which is another one than before."""
+    seen: tuple[int, ...] | None = None
+    """Generations that are left out, being known; null leaves out none."""
+
+    def identity(self) -> dict[str, Any]:
+        """Neither names nor places."""
+        point = self.point and {"step": self.point.step, "batch": self.point.batch}
+        return {"weights": self.weights, "point": point, "offset": self.offset, "seen": self.seen}
+
+
 class RunSpec(Section):
     """run.json: all that a rank needs to know besides shards.arrow. Paths are relative to the home, which is ../.."""
 
@@ -44,6 +77,8 @@ class RunSpec(Section):
     """The tokenizer's folder."""
     block_shards: int
     """Shards whose samples are shuffled together; see `shard.read.order`."""
+    origin: Origin | None = None
+    """Null: values made of the seed, or those of `settings.model.path`."""
     heldout_labels: Labels | None = None
     """Of a set with conversations, in which some tokens are no labels; null: all are."""
 
@@ -134,6 +169,14 @@ class RunFolder:
     def record(self) -> Path:
         return self.root / RECORD
 
+    def read_skipped(self) -> tuple[int, ...]:
+        """Batches that no step took: of its record, or of its newest checkpoint; see `train.spikes`."""
+        if (result := self.read_result()) is not None:
+            return result.skipped
+        for state in sorted(self.checkpoints.glob("step-*/state.json"), reverse=True):
+            return tuple(json.loads(state.read_text(encoding="utf-8"))["progress"].get("skipped", ()))
+        return ()
+
     def read_spec(self) -> RunSpec:
         """Raises TrainingFailed when run.json is absent, FormatError when it is of another format."""
         try:
@@ -178,14 +221,19 @@ class RunFolder:
             raise Superseded(f"run {self.root.name}: attempt {attempt} was overtaken by attempt {newest} and stops")
 
 
-def fingerprint(settings: TrainSettings, *, shards: ShardRecord, block_shards: int) -> str:
+def fingerprint(
+    settings: TrainSettings, *, shards: ShardRecord, block_shards: int, origin: Origin | None = None
+) -> str:
     """What a run's weights are a function of, up to the last bits of sums: see `train.settings`.
 
     Raises:
         ModelError: `model.path` is not a folder.
     """
     config = settings.identity()
-    if settings.model.path is not None:
+    config["from_"] = origin and origin.identity()
+    if origin is not None:
+        del config["model"]
+    elif settings.model.path is not None:
         config["model"] = {"files": folder_hashes(Path(settings.model.path))}
     inputs = {
         "shards": shards.fingerprint,
@@ -200,7 +248,7 @@ def fingerprint(settings: TrainSettings, *, shards: ShardRecord, block_shards: i
 def folder_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of what decides a pretrained model: its configuration and safetensors."""
     if not folder.is_dir():
-        raise ModelError(f"train.model.path {folder} is not a folder; give a local one: nothing is downloaded")
+        raise ModelError(f"{folder} is not a folder; give a local one to train from: nothing is downloaded")
     files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
     return {file.name: lineage.sha256_file(file) for file in files if file.is_file()}
 

@@ -80,8 +80,14 @@ class TrainSettings(Section):
     """Everything about a training run except its shards and its tokenizer."""
 
     model: ModelSettings = ModelSettings()
+    from_: str | None = Field(None, alias="from", min_length=1)
+    """What the run starts from. RUN or RUN@STEP, a run of this home, with which it goes on: weights, optimizer, step
+    and order of samples. models:/NAME@ALIAS or models:/NAME/VERSION, a registered model, or a local folder in Hugging
+    Face format, of which it takes the weights. The dimensions of `model` are then not used."""
+    only_new: bool = False
+    """With a run in `from`: train on no document but those that were added to the set since."""
     steps: int = Field(320, ge=1)
-    """Optimizer steps."""
+    """Optimizer steps; those of the run in `from` count."""
     batch_size: int = Field(8, ge=1)
     """Sequences of a global batch, over all ranks; a multiple of `ranks`."""
     seed: int = Field(17, ge=0, lt=2**31)

@@ -16,6 +16,7 @@ class ChunkedLossSettings(MethodSettings):
     """The loss of a few tokens at a time, whose logits are never held all; without it, of all at once."""
 
     strength: Literal[0, 1] = 1  # type: ignore[assignment]
+    """1 is with it, 0 without."""
     chunk: int = Field(1024, ge=1)
     """Tokens projected at a time."""
 

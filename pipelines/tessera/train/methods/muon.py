@@ -28,6 +28,7 @@ class MuonSettings(MethodSettings):
     """Moves hidden matrices by their orthogonalised momentum; without it AdamW moves them too."""
 
     strength: Literal[0, 1] = 1  # type: ignore[assignment]
+    """1 is with it, 0 without."""
     lr: float = Field(0.012, gt=0)
     """Learning rate; an update has spectral norm about 1 x sqrt(max(1, rows / columns)) before it."""
     momentum: float = Field(0.95, ge=0, lt=1)

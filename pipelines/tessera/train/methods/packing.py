@@ -14,6 +14,7 @@ class PackingSettings(MethodSettings):
     """Documents share rows, and none attends to another; without it, a padded row for each."""
 
     strength: Literal[0, 1] = 1  # type: ignore[assignment]
+    """1 is with it, 0 without."""
 
 
 class Packing(Method[PackingSettings]):

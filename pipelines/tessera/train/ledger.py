@@ -1,0 +1,69 @@
+"""The sample ledger: which stretches of which orders a run was trained on, those of the runs before it included.
+
+Nothing is written while a run trains: a stretch is known from run.json, the number of steps and the batches that were
+skipped, and the order gives back its samples.
+"""
+
+from dataclasses import dataclass
+
+from tessera.shard.read.order import Order
+from tessera.shard.run_manifest import SetInfo, read_run_manifest
+from tessera.train.run import RunFolder, RunPoint
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Batches `first` to `last` - 1 of one order, less those skipped."""
+
+    set_name: str
+    set_version: int
+    files: tuple[str, ...]
+    """Training shards in their order."""
+    order: Order
+    batch_size: int
+    first: int
+    last: int
+    skipped: tuple[int, ...]
+    """In this order's numbers."""
+    first_step: int
+    """The step of batch `first`, from 1."""
+
+    def step_of(self, batch: int) -> int:
+        """From 1."""
+        return self.first_step + batch - self.first - sum(other < batch for other in self.skipped)
+
+
+def segments(folder: RunFolder, *, steps: int) -> list[Segment]:
+    """Of a run that has done so many steps, oldest first.
+
+    Raises:
+        TrainingFailed, ShardSetError: a run folder that it names cannot be read.
+    """
+    spec = folder.read_spec()
+    offset = spec.origin.offset if spec.origin else 0
+    skipped = folder.read_skipped()
+    end = RunPoint(run=folder.root.name, step=steps, batch=steps + len(skipped) - offset)
+    return _until(folder, end, skipped=skipped)
+
+
+def _until(folder: RunFolder, end: RunPoint, *, skipped: tuple[int, ...]) -> list[Segment]:
+    spec = folder.read_spec()
+    point = spec.origin.point if spec.origin else None
+    offset = spec.origin.offset if spec.origin else 0
+    before: list[Segment] = []
+    first, first_step = 0, 1
+    if point is not None:
+        parent = RunFolder(folder.root.with_name(point.run))
+        before = _until(parent, point, skipped=parent.read_skipped())
+        goes_on = offset != point.step
+        first, first_step = (point.batch if goes_on else 0), point.step + 1
+    table = read_run_manifest(folder.manifest)
+    info = SetInfo.from_metadata(table.schema.metadata)
+    rows = [row for row in table.select(["split", "file", "samples"]).to_pylist() if row["split"] == "train"]
+    own = Segment(
+        set_name=info.name, set_version=info.version, files=tuple(row["file"] for row in rows),
+        order=Order([row["samples"] for row in rows], seed=spec.settings.seed, block_shards=spec.block_shards),
+        batch_size=spec.settings.batch_size, first=first, last=end.batch, first_step=first_step,
+        skipped=tuple(batch - offset for batch in skipped if first <= batch - offset < end.batch),
+    )  # fmt: skip
+    return [*before, own]

@@ -1,0 +1,35 @@
+"""`tessera train --resume RUN`: the settings of a run, with what the user changes, and the run itself as the start."""
+
+import json
+from collections.abc import Sequence
+
+from tessera.config import Layer, load, parse_set
+from tessera.errors import ConfigError
+from tessera.home import Home
+from tessera.shard.run_manifest import SetInfo, read_run_manifest
+from tessera.train.run import RunFolder
+from tessera.train.settings import TrainSettings
+
+
+def assignments(home: Home, *, run: str, changes: Sequence[str]) -> list[str]:
+    """All as for --set. A run that is not finished and of which nothing is changed is simply gone on with.
+
+    Args:
+        run: RUN or RUN@STEP, as `train.from` takes it.
+        changes: of the user, as for --set.
+
+    Raises:
+        ConfigError: there is no such run, or a change is none of a key that there is.
+    """
+    name, _, step = run.partition("@")
+    folder = RunFolder(home.runs / name)
+    if "/" in name or not folder.spec.is_file():
+        known = ", ".join(sorted(path.name for path in home.runs.glob("*"))) or "none"
+        raise ConfigError(f"--resume {run}: there is no such run in {home.runs}; there are: {known}")
+    spec = folder.read_spec()
+    kept = spec.settings.model_dump(mode="json")
+    given = [Layer(layer.origin, layer.values["train"]) for layer in parse_set(changes) if "train" in layer.values]
+    changed = load(TrainSettings, layers=[Layer("run.json", kept), *given]).identity() != spec.settings.identity()
+    info = SetInfo.from_metadata(read_run_manifest(folder.manifest).schema.metadata)
+    own = [f"train={json.dumps(kept)}", f"shard.name={json.dumps(info.name)}", *changes]
+    return [*own, f"train.from={json.dumps(run)}"] if changed or step or folder.read_result() else own
