@@ -29,6 +29,7 @@ RANKS = {
     "stages": 7,
     "status": 8,
     "forgetting": 8,
+    "reproducing": 8,
     "row_lineage": 9,
     "pipeline": 10,
     "class_archive": 11,

@@ -17,9 +17,9 @@ from tessera.model.build import build, num_parameters
 from tessera.model.cost import flops_per_token
 from tessera.model.loss import causal_nats
 from tessera.model.settings import ModelSettings
-from tessera.train.gradients import Gradients
 from tessera.train.methods.muon import Muon, MuonSettings
 from tessera.train.optimizer import AdamW
+from tessera.train.parallel import Replicated
 from tessera.train.ranks import Ranks
 from tessera.train.settings import TrainSettings
 from tessera.train.utilisation import peak_flops
@@ -104,8 +104,10 @@ class Both:
     def __init__(self, model: nn.Module, *, device: str) -> None:
         settings, ranks = TrainSettings(), Ranks(device=torch.device(device))
         self.adamw = AdamW(model, settings=settings.optimizer)
-        self.gradients = Gradients(model, ranks=ranks)
-        job: Any = SimpleNamespace(optimizer=self.adamw, ranks=ranks, spec=SimpleNamespace(settings=settings))
+        self.gradients = Replicated(model, ranks=ranks)
+        job: Any = SimpleNamespace(
+            optimizer=self.adamw, ranks=ranks, parallel=self.gradients, spec=SimpleNamespace(settings=settings)
+        )
         self.muon = Muon(MuonSettings(), job=job)
         self.muon.init()
         self.number = 0

@@ -54,7 +54,6 @@ Prompt = Annotated[str | None, typer.Option(help="What to ask the model, instead
 HELP = {
     "sample": "Write the sample table: the docs of installed Python packages.",
     "prepare": "Delta tables to governed documents.",
-    "train": "Shards to a trained checkpoint.",
     "evaluate": "Score the checkpoint on held-out text, decide at the gate.",
 }
 
@@ -98,8 +97,31 @@ def _stage_command(stage: str) -> None:
     app.command(stage, help=HELP[stage])(command)
 
 
-for _stage in HELP:
+for _stage in ("sample", "prepare"):
     _stage_command(_stage)
+
+
+@app.command()
+def train(
+    target: Target = "local",
+    assignments: Assignments = None,
+    resume: Annotated[str | None, typer.Option(help="RUN or RUN@STEP: its settings, and go on from there.")] = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    fresh: Fresh = False,
+    traceback: Traceback = False,
+) -> None:
+    """Shards to a trained checkpoint.
+
+    The same command goes on with a run that was stopped. With --resume and --set train.steps=N a finished one goes on.
+    """
+    run_stage(
+        "train", target=target, assignments=assignments, dry_run=dry_run, as_json=as_json, fresh=fresh,
+        traceback=traceback, resume=resume,
+    )  # fmt: skip
+
+
+_stage_command("evaluate")
 app.add_typer(shard_app, name="shard")
 app.add_typer(audit_app, name="audit")
 
@@ -353,6 +375,34 @@ def lineage(
 
             wanted = Wanted(source=source, ids=tuple(key or ()), keys=keys, doc_ids=tuple(doc_id or ()))
             row_lineage.show(*pipeline.trained_on(wanted), as_json=as_json)
+
+    guarded(work, show=traceback)
+
+
+@app.command()
+def reproduce(
+    model: Annotated[str, typer.Argument(help="models:/NAME/VERSION or models:/NAME@ALIAS.")],
+    target: Target = "local",
+    assignments: Assignments = None,
+    from_documents: Annotated[
+        bool, typer.Option("--from-documents", help="Do not read the sources; begin at the documents.")
+    ] = False,
+    as_json: Json = False,
+    traceback: Traceback = False,
+) -> None:
+    """Rebuild a model version from its record, and compare.
+
+    Documents, tokenizer, shards and, on as many ranks, weights; nothing of the rebuild is kept.
+    """
+
+    def work() -> None:
+        with opened(target, assignments) as pipeline:
+            found = pipeline.reproduce(model, from_documents=from_documents)
+            from tessera.reproducing import report
+            from tessera.reproducing.reproduce import refuse_differences
+
+            report.show(found, as_json=as_json)
+            refuse_differences(found)
 
     guarded(work, show=traceback)
 

@@ -68,6 +68,10 @@ class ForgetFailed(TesseraError):
         self.result = result
 
 
+class ReproductionFailed(TesseraError):
+    """A model version was rebuilt from its record, and something other came out."""
+
+
 class StorageFull(TesseraError):
     """A file could not be written: no room, or a limit; nothing of it stays under its name."""
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tessera.explore.stage import MapResult
     from tessera.forgetting.forget import Forgotten
     from tessera.forgetting.target import Wanted
+    from tessera.reproducing.reproduce import Reproduced
     from tessera.row_lineage import TrainedOn
     from tessera.serve.engine import Engine
     from tessera.status import Status
@@ -119,6 +120,25 @@ class Pipeline:
 
         self._replay()
         return row_lineage.trained_on(self.home, settings=self.settings, wanted=wanted, spark=self.spark)
+
+    def reproduce(self, model: str, *, from_documents: bool = False) -> "Reproduced":
+        """Rebuilds a registered model version from its record and compares; see `reproducing.reproduce`.
+
+        Args:
+            model: `models:/NAME/VERSION` or `models:/NAME@ALIAS`.
+            from_documents: begin at the documents, whatever became of their sources.
+
+        Raises:
+            UserError: what it was made of is gone; says what.
+        """
+        from tessera.reproducing.reproduce import reproduce
+
+        self._repair()
+        with self.reporter.stage("reproduce") as tell:
+            return reproduce(
+                self.home, model=model, settings=self.settings, results=self.results, spark=self.spark,
+                from_documents=from_documents, tell=tell,
+            )  # fmt: skip
 
     def _settle(self) -> None:
         """No early start goes on; a session that spills into the home is ended by `forget`, which asks for it."""

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from tessera.errors import CorruptCheckpoint, ModelError
+from tessera.model.build import assign, read_weights
 from tessera.train import checkpoint
 from tessera.train.loop import train
 
@@ -27,6 +28,12 @@ def folder(make_job):
     job = make_job("a")
     train(job)
     return job.folder
+
+
+def restore(found, job):
+    """A checkpoint's values into a job that is open, as a rewind does it."""
+    assign(job.model, read_weights(found.folder), origin=found.folder)
+    checkpoint.restore_tensors(found, tensors=job.tensors())
 
 
 def notices_of(folder):
@@ -108,7 +115,7 @@ def test_no_checkpoint_holds_a_pickle_and_a_planted_one_is_not_run(folder, make_
         (copy / "record.json").write_text(json.dumps(record))
         job = make_job("other")
         with pytest.raises((ModelError, CorruptCheckpoint), match="readable"):
-            checkpoint.restore(checkpoint.open_checkpoint(copy), model=job.model, tensors=job.tensors())
+            restore(checkpoint.open_checkpoint(copy), job)
     assert not (tmp_path / "ran").exists()
 
 
@@ -116,13 +123,13 @@ def test_a_checkpoint_of_another_architecture_names_keys(folder, make_job):
     other = make_job("other", model={"layers": 3, "width": 32, "heads": 2, "kv_heads": 1, "ffn_width": 48})
     found, _ = notices_of(folder)
     with pytest.raises(ModelError, match=r"lacks model\.layers\.2"):
-        checkpoint.restore(found, model=other.model, tensors=other.tensors())
+        restore(found, other)
 
 
 def test_restoring_gives_back_every_tensor(folder, make_job):
     found, _ = notices_of(folder)
     job = make_job("other")
-    checkpoint.restore(found, model=job.model, tensors=job.tensors())
+    restore(found, job)
 
     for name, value in load_file(found.folder / "optimizer.safetensors").items():
         assert torch.equal(job.tensors()[name], value)

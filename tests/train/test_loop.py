@@ -117,7 +117,7 @@ def test_gradients_are_clipped_to_the_norm_and_reported_before(make_job):
     train(job)
 
     assert metric_lines(job.folder)[1]["gradient_norm"] > 1e-2
-    assert job.gradients.buffer.norm() == pytest.approx(1e-3, rel=1e-4)
+    assert job.parallel.buffer.norm() == pytest.approx(1e-3, rel=1e-4)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -192,3 +192,13 @@ def test_bf16_products_and_pretrained_folders_train_too(make_job, tmp_path):
     assert lines[0]["heldout_loss"] == pytest.approx(result.bits_per_byte_after * lines[0]["heldout_loss"]
                                                      / lines[0]["heldout_bits_per_byte"], rel=0.02)  # fmt: skip
     assert tuned.weights_sha256 != result.weights_sha256
+
+
+def test_recomputed_activations_give_the_same_gradients(make_job):
+    buffers = []
+    for name, asked in (("kept", False), ("recomputed", True)):
+        job = make_job(name, activation_checkpointing=asked)
+        add_gradients(job)
+        buffers.append(job.parallel.buffer)
+
+    assert (buffers[0] - buffers[1]).norm() <= 1e-6 * buffers[0].norm()

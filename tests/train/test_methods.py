@@ -14,9 +14,9 @@ from tessera.failpoints import InjectedFault
 from tessera.model.loss import whole_cross_entropy
 from tessera.train import method
 from tessera.train.arrange import one_document_a_row
-from tessera.train.gradients import Gradients
 from tessera.train.loop import add_gradients, train
 from tessera.train.method import Methods
+from tessera.train.parallel import Replicated
 from tessera.train.ranks import Ranks
 from tessera.train.settings import TrainSettings
 
@@ -30,10 +30,10 @@ CHANGED = {
 def gradients_of(job, *, dtype=torch.float32):
     """The mean gradient of the first global batch."""
     job.model.to(dtype)
-    job.gradients = Gradients(job.model, ranks=Ranks())
+    job.parallel = Replicated(job.model, ranks=Ranks())
     nats, tokens = add_gradients(job).tolist()
-    job.gradients.mean(tokens)
-    return job.gradients.buffer, nats
+    job.parallel.mean(tokens)
+    return job.parallel.buffer, nats
 
 
 def weights_after(make_job, name, **changed):
@@ -135,10 +135,10 @@ def test_rows_taken_apart_hold_every_label_once(make_job):
 @pytest.mark.parametrize(("strength", "scale"), [(0.0, 1.0), (0.5, 0.625), (1.0, 0.25)])
 def test_clipping_brings_a_norm_down_as_far_as_its_strength_says(make_job, strength, scale):
     job = make_job("a", methods={"clipping": {"norm": 0.5, "strength": strength}})
-    job.gradients.buffer.fill_(1.0)
+    job.parallel.buffer.fill_(1.0)
     job.methods.backward(norm=2.0)
 
-    assert job.gradients.buffer.unique().tolist() == [scale]
+    assert job.parallel.buffer.unique().tolist() == [scale]
 
 
 def test_a_decay_of_half_strength_falls_half_of_the_way(make_job):

@@ -8,9 +8,9 @@ from torch import nn
 
 from tessera.model.build import build
 from tessera.model.settings import ModelSettings
-from tessera.train.gradients import Gradients
 from tessera.train.methods.muon import Muon, MuonSettings, orthogonalize
 from tessera.train.optimizer import AdamW, split_parameters
+from tessera.train.parallel import Replicated
 from tessera.train.ranks import Ranks
 from tessera.train.settings import OptimizerSettings
 
@@ -41,6 +41,7 @@ def muon_of(model, *, weight_decay=0.0, **changed):
     """Muon over a job of which it sees no more than this."""
     settings = OptimizerSettings(weight_decay=weight_decay)
     job = SimpleNamespace(
+        parallel=Replicated(model, ranks=Ranks()),
         optimizer=AdamW(model, settings=settings),
         ranks=Ranks(),
         spec=SimpleNamespace(settings=SimpleNamespace(optimizer=settings)),
@@ -160,7 +161,7 @@ def test_the_state_goes_on_where_it_was_and_is_in_no_gradient_order():
 
 def test_all_gradients_are_views_of_one_buffer():
     model = Bag((3, 4), (5,))
-    gradients = Gradients(model, ranks=Ranks())
+    gradients = Replicated(model, ranks=Ranks())
     for _ in range(2):
         (sum(value.sum() for value in model.loose) * 3).backward()
 

@@ -8,6 +8,7 @@ import torch
 from tests.train.test_methods import weights_after
 
 from tessera.errors import Superseded
+from tessera.model.build import read_weights
 from tessera.train import checkpoint
 from tessera.train.loop import train
 from tessera.train.saver import Saver
@@ -40,7 +41,7 @@ def test_steps_go_on_while_a_checkpoint_is_written_and_it_holds_its_moment(make_
     train(job)
 
     assert lag[0] >= 4
-    kept = checkpoint.read_weights(checkpoint.folder_of(job.folder.checkpoints, step=2))
+    kept = read_weights(checkpoint.folder_of(job.folder.checkpoints, step=2))
     assert all(torch.equal(wanted[name], value) for name, value in kept.items())
 
 

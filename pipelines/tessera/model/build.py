@@ -195,8 +195,14 @@ def unique_weights(model: nn.Module) -> dict[str, Tensor]:
     Experts come one by one, as views of what the model holds.
     """
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-    values = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items() if name not in tied}
+    named = {name: value for name, value in model.state_dict().items() if name not in tied}
+    values = {name: _whole(value.detach()).cpu().contiguous() for name, value in named.items()}
     return split(values, model_type=_model_type(model))
+
+
+def _whole(value: Tensor) -> Tensor:
+    """All of a tensor that may be sharded over ranks, each of which must then ask for it."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[no-any-return]
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -23,7 +23,7 @@ from tessera import failpoints
 from tessera.errors import CorruptCheckpoint
 from tessera.files import sync
 from tessera.lineage import check_format, sha256_file
-from tessera.model.build import WEIGHTS, assign, export, read_weights, unique_weights
+from tessera.model.build import WEIGHTS, export, unique_weights
 from tessera.shard import chat, tokenizer
 from tessera.train.run import FORMAT, RECORD, to_json, write_durable
 
@@ -137,14 +137,17 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder=folder, state=state, weights_sha256=files[WEIGHTS][1])
 
 
-def restore(checkpoint: Checkpoint, *, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copies a checkpoint's values into a model, and into the tensors of its optimizer and methods.
+def restore_tensors(
+    checkpoint: Checkpoint, *, tensors: Mapping[str, Tensor], like: Callable[..., Tensor] = lambda value, shards: value
+) -> None:
+    """Copies a checkpoint's values into the tensors of an optimizer and of methods.
+
+    Args:
+        like: shares a whole tensor out as another is; see `parallel.Parallel`.
 
     Raises:
-        ModelError: the weights are of another architecture.
-        CorruptCheckpoint: the optimizer's state is.
+        CorruptCheckpoint: they are of another model, or of other methods.
     """
-    assign(model, read_weights(checkpoint.folder), origin=checkpoint.folder)
     try:
         kept = load_file(checkpoint.folder / OPTIMIZER)
     except SafetensorError as error:
@@ -155,7 +158,7 @@ def restore(checkpoint: Checkpoint, *, model: nn.Module, tensors: Mapping[str, T
             "start a new run: --fresh"
         )
     for name, value in tensors.items():
-        value.copy_(kept[name])
+        value.copy_(like(kept[name], shards=value))
 
 
 def prune(checkpoints: Path, *, keep: int, keep_best: int = 0) -> None:
@@ -181,8 +184,9 @@ def _heldout_bits(folder: Path) -> float | None:
 
 
 def _copies(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous, and of no memory that another holds."""
-    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in values.items()}
+    """Contiguous, of no memory that another holds, and whole where ranks share them, which then all must copy."""
+    whole = {name: getattr(value.detach(), "full_tensor", value.detach)() for name, value in values.items()}
+    return {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in whole.items()}
 
 
 def _committed(checkpoints: Path) -> Iterator[Path]:

@@ -32,7 +32,7 @@ def measure(job: Job) -> dict[str, float]:
             if first >= limit:
                 break
             part = {name: value[: limit - first].to(ranks.device) for name, value in batch.items()}
-            nats = token_nats(job.model, part)
+            nats = job.parallel.call(token_nats, part)
             total += torch.stack([nats.double().sum(), (part["labels"] != IGNORED).sum().double()])
     job.model.train()
     nats_sum, tokens = ranks.sum(total).tolist()

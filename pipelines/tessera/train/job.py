@@ -21,9 +21,9 @@ from tessera.shard.read.shards import Shards
 from tessera.train import checkpoint, metrics, spikes, utilisation
 from tessera.train.arrange import one_document_a_row
 from tessera.train.checkpoint import Checkpoint
-from tessera.train.gradients import Gradients
 from tessera.train.method import Methods
 from tessera.train.optimizer import AdamW
+from tessera.train.parallel import Parallel
 from tessera.train.ranks import Ranks
 from tessera.train.run import RunFolder, RunResult, RunSpec, to_json, write_durable
 from tessera.train.saver import Saver
@@ -76,7 +76,8 @@ class Job:
     order: Order
     model: nn.Module
     optimizer: AdamW
-    gradients: Gradients
+    parallel: Parallel
+    """The model's gradients, and how the ranks share both."""
     environment: dict[str, Any]
     """What, if it changes, changes the last bits of sums; see `opening.environment`."""
     flops_per_token: float = 0.0
@@ -125,10 +126,14 @@ class Job:
 
     def nats(self, part: Batch) -> Tensor:
         """The loss of a micro-batch: the sum of nats over its labels, with gradient."""
-        with self.precision():
-            hidden = hidden_states(self.model, part).flatten(0, 1)
-            weight = self.model.get_output_embeddings().weight  # type: ignore[operator]
+
+        def compute(model: nn.Module, part: Batch) -> Tensor:
+            hidden = hidden_states(model, part).flatten(0, 1)
+            weight = model.get_output_embeddings().weight  # type: ignore[operator]
             return self.cross_entropy(hidden, weight, labels=part["labels"].flatten())
+
+        with self.precision():
+            return self.parallel.call(compute, part)
 
     def within_memory(self, compute: Callable[[], ResultT]) -> ResultT:
         """What `compute` gives; where the device's memory does not suffice, again with half the micro-batch.
@@ -140,6 +145,8 @@ class Job:
             try:
                 return compute()
             except torch.OutOfMemoryError:
+                if self.parallel.sharded:
+                    raise  # the other ranks are in the middle of a gather
                 if self.micro_batch == 1:
                     raise TrainingFailed(
                         "one sequence alone does not fit into the memory of the device; give a smaller train.model, "
@@ -200,23 +207,32 @@ class Job:
                 file.write(json.dumps({"attempt": self.attempt, "notice": text}) + "\n")
 
     def checkpoint_due(self) -> bool:
-        """Whether rank 0 should save now; other ranks need not know. Raises what went wrong in the last save."""
+        """Whether to save now, by rank 0's clock; where ranks hold parts, all of them hear. Raises what went wrong in
+        the last save."""
         self.saver.check()
+        if self.parallel.sharded:
+            due = torch.tensor([float(self.ranks.rank == 0 and self._is_due())], device=self.ranks.device)
+            return bool(self.ranks.sum(due).item())
+        return self.ranks.rank == 0 and self._is_due()
+
+    def _is_due(self) -> bool:
         settings, (step, seconds) = self.spec.settings.checkpoint, self.last_saved
         by_steps = settings.every_steps is not None and self.progress.next_step % settings.every_steps == 0
         by_time = settings.every_seconds is not None and self.progress.seconds - seconds >= settings.every_seconds
-        return self.ranks.rank == 0 and self.progress.next_step > step and (by_steps or by_time)
+        return self.progress.next_step > step and (by_steps or by_time)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps besides the weights, by name; restoring copies into them."""
         return {**self.optimizer.state(), **self.methods.state()}
 
     def save(self) -> None:
-        """Begins to write a checkpoint of this moment and to remove old ones; rank 0 only.
+        """Rank 0 begins to write a checkpoint of this moment and to remove old ones; ranks with parts give theirs.
 
         Raises:
             Superseded: a newer attempt owns the folder; of the save before.
         """
+        if self.ranks.rank and not self.parallel.sharded:
+            return
         step, settings = self.progress.next_step, self.spec.settings.checkpoint
         folder = checkpoint.folder_of(self.folder.checkpoints, step=step)
         values, state = checkpoint.take(self.model, tensors=self.tensors()), self._state()
@@ -231,17 +247,20 @@ class Job:
             checkpoint.prune(self.folder.checkpoints, keep=settings.keep, keep_best=settings.keep_best)
             return saved
 
-        self.saver.start(write)
+        if self.ranks.rank == 0:
+            self.saver.start(write)
         self.last_saved = (step, self.progress.seconds)
 
     def finish(self) -> None:
-        """The last checkpoint and the run's own record: now it is finished. Rank 0 only.
+        """The last checkpoint and the run's own record, which rank 0 writes: now it is finished.
 
         Raises:
             Superseded: a newer attempt owns the folder; nothing is committed.
         """
         self.save()
         saved = self.saver.wait()
+        if self.ranks.rank:
+            return
         assert saved is not None
         result = RunResult(
             steps=self.progress.next_step,

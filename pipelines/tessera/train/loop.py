@@ -1,4 +1,4 @@
-"""The training loop, top to bottom. What a line does is in `job`, `gradients`, `method` or `checkpoint`."""
+"""The training loop, top to bottom. What a line does is in `job`, `parallel`, `method` or `checkpoint`."""
 
 import time
 
@@ -29,7 +29,7 @@ def train(job: Job) -> None:
         while progress.next_step < settings.steps:
             began = time.monotonic()
             nats, tokens = ranks.sum(job.within_memory(lambda: add_gradients(job))).tolist()
-            loss, norm = nats / max(tokens, 1), job.gradients.mean(tokens)
+            loss, norm = nats / max(tokens, 1), job.parallel.mean(tokens)
             job.check_finite(loss=loss, norm=norm)
             if job.skip_spike(loss):
                 if progress.spikes_in_a_row == settings.spikes.patience:
@@ -57,14 +57,13 @@ def train(job: Job) -> None:
             failpoints.hit("train.after_step")
             if not last and job.checkpoint_due():
                 job.save()
-        if ranks.rank == 0:
-            job.finish()
+        job.finish()
         ranks.wait()
 
 
 def add_gradients(job: Job) -> Tensor:
     """The gradients of this rank's part of the next batch; [nats, label tokens] in float64."""
-    job.gradients.zero()
+    job.parallel.zero()
     job.methods.batch()
     counted = torch.zeros(2, dtype=torch.float64, device=job.ranks.device)
     for part in job.parts():

@@ -4,23 +4,26 @@ Ranks read run.json, shards.json and shards.arrow, and no more than that.
 """
 
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
 import torch
+from torch import nn
 
 from tessera.lineage import code_version
-from tessera.model.build import build
+from tessera.model.build import assign, build, read_weights
 from tessera.model.cost import flops_per_token
 from tessera.shard.read.batches import MEANINGS, make_order, open_split, resume_step
 from tessera.shard.read.shards import Shards
 from tessera.train import checkpoint, method, metrics
 from tessera.train.checkpoint import Checkpoint
-from tessera.train.gradients import Gradients
 from tessera.train.job import Job
 from tessera.train.optimizer import AdamW
+from tessera.train.parallel import Parallel, Replicated
 from tessera.train.ranks import Ranks
 from tessera.train.run import RunFolder
+from tessera.train.settings import TrainSettings
 
 
 def open_job(folder: RunFolder, *, attempt: int, ranks: Ranks) -> Job:
@@ -33,33 +36,95 @@ def open_job(folder: RunFolder, *, attempt: int, ranks: Ranks) -> Job:
     spec = folder.read_spec()
     settings = spec.settings
     train = _open(folder, split="train")
-    order = make_order(train, seed=settings.seed, block_shards=spec.block_shards)
     info = train.info
     shape = settings.model
     if spec.origin is not None:
         shape = shape.model_copy(update={"path": str(folder.home.resolve(spec.origin.folder))})
     model = build(shape, vocab_size=info.vocab_size, seq_len=info.seq_len, end_id=info.end_id, seed=settings.seed)
     model.to(ranks.device).train()
+    notices: list[str] = []
+    found = _newest(folder, ranks=ranks, notice=notices.append)
+    if found is not None:
+        assign(model, read_weights(found.folder), origin=found.folder)
+    if settings.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    flops = flops_per_token(model, seq_len=info.seq_len)
+    parallel = _share(model, settings=settings, ranks=ranks)
     job = Job(
         folder=folder, spec=spec, attempt=attempt, ranks=ranks, train=train, heldout=_open(folder, split="heldout"),
-        order=order, model=model, optimizer=AdamW(model, settings=settings.optimizer),
-        gradients=Gradients(model, ranks=ranks), environment=environment(ranks, compiled=settings.compile),
-        flops_per_token=flops_per_token(model, seq_len=info.seq_len),
+        order=make_order(train, seed=settings.seed, block_shards=spec.block_shards), model=model, parallel=parallel,
+        optimizer=AdamW(model, settings=settings.optimizer), flops_per_token=flops,
+        environment=environment(ranks, settings=settings),
     )  # fmt: skip
     job.methods = method.make(settings.methods, job=job)
     job.methods.init()
-    if not (restored := restore(job)):
-        go_on(job)
+    for notice in notices:
+        job.note(notice)
+    if found is not None:
+        _resume(job, found)
+    else:
+        _go_on(job)
     if ranks.rank == 0:
-        metrics.cut_back(folder.metrics, step=restored if restored else -1)
+        metrics.cut_back(folder.metrics, step=found.state["num_steps"] if found else -1)
         job.writer = metrics.Writer(folder.metrics)
     if settings.compile:
         model.base_model.compile()  # type: ignore[operator,union-attr]
     return job
 
 
-def go_on(job: Job) -> None:
-    """Takes over the run that this one goes on with, if there is one.
+def rewind(job: Job) -> None:
+    """Back to the newest checkpoint; no batch that came after it, skipped or not, is taken again.
+
+    Nothing happens where there is none, or ranks hold parts of the model.
+    """
+    job.saver.wait()
+    last = job.progress.next_batch
+    job.progress.spikes_in_a_row = 0
+    found = None if job.parallel.sharded else _newest(job.folder, ranks=job.ranks, notice=job.note)
+    if found is None:
+        return
+    assign(job.model, read_weights(found.folder), origin=found.folder)
+    _resume(job, found)
+    progress = job.progress
+    progress.skipped += range(progress.next_batch, last)
+    progress.spikes_in_a_row = 0
+    if job.writer is not None:
+        job.writer.close()
+        metrics.cut_back(job.folder.metrics, step=progress.next_step)
+        job.writer = metrics.Writer(job.folder.metrics)
+
+
+def _newest(folder: RunFolder, *, ranks: Ranks, notice: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is whole: rank 0 chooses it, all open it."""
+    found = checkpoint.newest(folder.checkpoints, notice=notice) if ranks.rank == 0 else None
+    chosen = int(ranks.sum(torch.tensor([found.state["num_steps"] if found else 0], device=ranks.device)).item())
+    if not chosen:
+        return None
+    return found or checkpoint.open_checkpoint(checkpoint.folder_of(folder.checkpoints, step=chosen))
+
+
+def _share(model: nn.Module, *, settings: TrainSettings, ranks: Ranks) -> Parallel:
+    if settings.parallel == "fsdp" and ranks.world > 1:
+        from tessera.train.sharding import Sharded
+
+        return Sharded(model, ranks=ranks)
+    return Replicated(model, ranks=ranks)
+
+
+def _resume(job: Job, found: Checkpoint) -> None:
+    """All but the weights of a checkpoint of this run."""
+    checkpoint.restore_tensors(found, tensors=job.tensors(), like=job.parallel.like)
+    vars(job.progress).update(found.state["progress"])
+    _check_order(job, found)
+    step = job.progress.next_step
+    job.last_saved = (step, job.progress.seconds)
+    job.note(f"resumed after step {step}")
+    for difference in _differences(found.state["environment"], job.surroundings()):
+        job.note(difference)
+
+
+def _go_on(job: Job) -> None:
+    """Takes over the run that this one goes on with, if there is one: all but the weights.
 
     Raises:
         ShardSetError: its order is another: another seed, batch or set.
@@ -69,7 +134,7 @@ def go_on(job: Job) -> None:
     if origin is None or origin.point is None:
         return
     found = checkpoint.open_checkpoint(job.folder.home.resolve(origin.folder))
-    checkpoint.restore(found, model=job.model, tensors=job.tensors())
+    checkpoint.restore_tensors(found, tensors=job.tensors(), like=job.parallel.like)
     vars(job.progress).update({**found.state["progress"], "seconds": 0.0, "micro_batch": None})
     if origin.offset == origin.point.step:  # another order, of which nothing was skipped yet
         job.progress.skipped = []
@@ -78,50 +143,14 @@ def go_on(job: Job) -> None:
     job.note(f"goes on from {origin.point.run} after step {origin.point.step}")
 
 
-def restore(job: Job) -> int:
-    """Brings every rank to the newest checkpoint, which rank 0 chooses; its step, 0 where there is none.
-
-    Raises:
-        ShardSetError: the checkpoint belongs to another set, seed or batch size.
-    """
-    folder, ranks = job.folder, job.ranks
-    found = checkpoint.newest(folder.checkpoints, notice=job.note) if ranks.rank == 0 else None
-    chosen = int(ranks.sum(torch.tensor([found.state["num_steps"] if found else 0], device=ranks.device)).item())
-    if not chosen:
-        return 0
-    found = found or checkpoint.open_checkpoint(checkpoint.folder_of(folder.checkpoints, step=chosen))
-    checkpoint.restore(found, model=job.model, tensors=job.tensors())
-    vars(job.progress).update(found.state["progress"])
-    _check_order(job, found)
-    job.last_saved = (chosen, job.progress.seconds)
-    job.note(f"resumed after step {chosen}")
-    for difference in _differences(found.state["environment"], job.surroundings()):
-        job.note(difference)
-    return chosen
-
-
-def rewind(job: Job) -> None:
-    """Back to the newest checkpoint; no batch that came after it, skipped or not, is taken again."""
-    last = job.progress.next_batch
-    job.saver.wait()
-    if not (step := restore(job)):
-        return
-    progress = job.progress
-    progress.skipped += range(progress.next_batch, last)
-    progress.spikes_in_a_row = 0
-    if job.writer is not None:
-        job.writer.close()
-        metrics.cut_back(job.folder.metrics, step=step)
-        job.writer = metrics.Writer(job.folder.metrics)
-
-
-def environment(ranks: Ranks, *, compiled: bool) -> dict[str, Any]:
+def environment(ranks: Ranks, *, settings: TrainSettings) -> dict[str, Any]:
     """What, if it changes, changes the last bits of sums but not the order of samples."""
     return {
         "ranks": ranks.world,
         "threads": ranks.threads,
         "device": ranks.device.type,
-        "compile": compiled,
+        "compile": settings.compile,
+        "parallel": settings.parallel,
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "python": platform.python_version(),

@@ -102,6 +102,10 @@ class TrainSettings(Section):
     min_ranks: int = Field(1, ge=1, json_schema_extra=EXECUTION)
     """Where machines of a cluster are lost, the run goes on with fewer ranks, but not with fewer than these. The order
     of samples stays as it is."""
+    parallel: Literal["ddp", "fsdp"] = Field("ddp", json_schema_extra=EXECUTION)
+    """What a rank keeps: the whole model, or with FSDP2 a part of every parameter, gradient and moment."""
+    activation_checkpointing: bool = Field(False, json_schema_extra=EXECUTION)
+    """Keep the inputs of each layer only, and compute it again in the backward pass: less memory, a third more work."""
     placement: Literal["local", "cluster"] = Field("local", json_schema_extra=EXECUTION)
     """Where the ranks run: beside the driver, or on the cluster's executors, which must see the home at its path."""
     max_restarts: int = Field(0, ge=0, json_schema_extra=EXECUTION)

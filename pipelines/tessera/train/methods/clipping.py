@@ -23,4 +23,4 @@ class Clipping(Method[ClippingSettings]):
     def backward(self, *, norm: float) -> None:
         factor = min(1.0, self.settings.norm / max(norm, TINY))
         if factor < 1:
-            self.job.gradients.scale(1 + self.settings.strength * (factor - 1))
+            self.job.parallel.scale(1 + self.settings.strength * (factor - 1))

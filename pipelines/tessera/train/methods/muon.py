@@ -42,8 +42,10 @@ class Muon(Method[MuonSettings]):
     place = 60
 
     def init(self) -> None:
+        import torch
+
         self.matrices = self.job.optimizer.give_up_matrices()
-        self.momentum = {name: value.new_zeros(value.shape) for name, value in self.matrices}
+        self.momentum = {name: torch.zeros_like(value) for name, value in self.matrices}
         self.rate = 0.0
 
     def optimizer(self, factor: float) -> None:
@@ -57,11 +59,11 @@ class Muon(Method[MuonSettings]):
                 stacks = [_wide(self._nesterov(name, value)) for name, value in group]
                 done = torch.split(self._orthogonalized(torch.cat(stacks)), [len(stack) for stack in stacks])
                 for (name, value), update in zip(group, done, strict=True):
-                    view = _stack(name, value)
-                    rows, columns = view.shape[1:]
-                    view.mul_(keep)
+                    rows, columns = _matrix_shape(name, value)
+                    turned = update if rows <= columns else update.mT
                     step = -self.rate * max(1.0, rows / columns) ** 0.5
-                    view.add_(update if rows <= columns else update.mT, alpha=step)
+                    value.mul_(keep)
+                    value.add_(self.job.parallel.like(turned.reshape(value.shape), shards=value), alpha=step)
 
     def end_of_batch(self) -> dict[str, float]:
         return {"learning_rate": self.rate}
@@ -72,7 +74,7 @@ class Muon(Method[MuonSettings]):
     def _nesterov(self, name: str, value: "Tensor") -> "Tensor":
         assert value.grad is not None
         momentum = self.momentum[name].lerp_(value.grad, 1 - self.settings.momentum)
-        return _stack(name, value.grad.lerp(momentum, self.settings.momentum))
+        return _stack(name, self.job.parallel.whole(value.grad.lerp(momentum, self.settings.momentum)))
 
     def _orthogonalized(self, stack_MRC: "Tensor") -> "Tensor":
         """`orthogonalize`, each rank doing an equal share, which the others then gather."""
@@ -103,17 +105,20 @@ def orthogonalize(stack_MRC: "Tensor") -> "Tensor":
 
 def _stack(name: str, value: "Tensor") -> "Tensor":
     """[M, R, C]: a matrix as a stack of one, those of experts as they are; what is fused of two, as two."""
-    if value.dim() == 2:
-        return value[None]
-    fused = 2 if name.endswith("gate_up_proj") else 1
-    return value.view(value.shape[0] * fused, value.shape[1] // fused, value.shape[2])
+    return value.reshape(-1, *_matrix_shape(name, value))
+
+
+def _matrix_shape(name: str, value: "Tensor") -> tuple[int, int]:
+    """Rows and columns of one matrix of a parameter."""
+    fused = 2 if value.dim() == 3 and name.endswith("gate_up_proj") else 1
+    return value.shape[-2] // fused, value.shape[-1]
 
 
 def _by_shape(matrices: "list[Named]") -> "list[list[Named]]":
     """Groups whose members, laid on their wider side, have one shape; the order depends on names and shapes only."""
     groups: dict[tuple[int, ...], list[Named]] = {}
     for name, value in matrices:
-        groups.setdefault(tuple(sorted(_stack(name, value).shape[1:])), []).append((name, value))
+        groups.setdefault(tuple(sorted(_matrix_shape(name, value))), []).append((name, value))
     return [groups[shape] for shape in sorted(groups)]
 
 
