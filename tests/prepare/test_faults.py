@@ -197,7 +197,7 @@ def test_f17_a_source_that_cannot_be_read_any_more_is_told(
 @pytest.mark.timeout(900)
 def test_a_document_of_200_mb_goes_through_whole(home: Home, tmp_path: Path) -> None:
     """By the command, with the memory that it takes by default."""
-    words = Path(json.__file__).read_text(encoding="utf-8").split()
+    words = [word for word in Path(json.__file__).read_text(encoding="utf-8").split() if "@" not in word]
     lines = (f"{' '.join(words[number % 500 : number % 500 + 60])} {number}" for number in range(500_000))
     text = "\n".join(lines)[: 200 * 2**20] + "\nwrite to jan.kowalski@example.org"
     assert len(text) > 190 * 2**20

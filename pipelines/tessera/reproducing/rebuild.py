@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 DOCUMENT_COLUMNS = ("doc_id", "source", "kind", "sha256", "group", "split")
 """Of a document, all that sources and settings decide, its text as a hash."""
-AS_BEFORE = ("threads", "micro_batch", "compile", "device")
+AS_BEFORE = ("threads", "micro_batch", "compile", "device", "parallel")
 """Of a checkpoint's environment: what a run can be asked for."""
 CODE = "code"
 """Of the same: recorded, never compared."""
@@ -207,7 +207,7 @@ def _why_not_trained(work: Work, *, shards: Compared) -> str:
     before = work.recorded.environment
     if shards.verdict != "same":
         return "the shards are other ones"
-    if (origin := getattr(work.recorded.spec, "origin", None)) is not None:
+    if (origin := work.recorded.spec.origin) is not None:
         return f"its run went on from {origin.given}, and only a run from the start is trained anew"
     if not {*AS_BEFORE, "ranks"} <= before.keys():
         return f"{work.recorded.train.checkpoint} is gone, which says on what it was trained"
