@@ -61,7 +61,7 @@ def test_a_failed_run_says_why_and_the_next_command_finishes_it(spark, published
     record = launch()
 
     assert "resumed after step 2" in heard
-    assert any("loss" in text and "tokens/s" in text for text in heard)
+    assert any("loss" in text and "tok/s" in text for text in heard)
     assert (record.steps, record.ranks) == (6, 2)
     assert runs.verify(record, home=set_home)
     folder = runs.RunFolder(set_home.resolve(record.run))
