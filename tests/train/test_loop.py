@@ -1,17 +1,18 @@
 import json
 import math
+import resource
 
 import pytest
 import torch
-from tests.train.conftest import metric_lines
+from tests.train.conftest import TINY, metric_lines
 from torch.nn import functional
 
-from tessera.errors import ShardSetError, Superseded, TrainingFailed
+from tessera.errors import ConfigError, ShardSetError, Superseded, TrainingFailed
 from tessera.failpoints import InjectedFault
 from tessera.lineage import sha256_file
 from tessera.model.build import load
 from tessera.shard.read.batches import batch_at, sequential
-from tessera.train import heldout
+from tessera.train import heldout, memory
 from tessera.train.loop import add_gradients, train
 
 
@@ -202,3 +203,35 @@ def test_recomputed_activations_give_the_same_gradients(make_job):
         buffers.append(job.parallel.buffer)
 
     assert (buffers[0] - buffers[1]).norm() <= 1e-6 * buffers[0].norm()
+
+
+def test_a_memory_budget_lowers_the_micro_batch_and_the_checkpoint_keeps_it(make_job):
+    whole, whole_lines = finish(make_job, "whole")
+    job = make_job("a")
+    each = memory.kept_bytes(job)
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    budget = held + int(3.5 * memory.BACKWARD * each) + 2**20 // 2
+    memory.fit(job, budget_bytes=budget)
+
+    assert 3 <= job.micro_batch < 8
+    job.save()
+    job.saver.wait()
+    train(job)
+    for line, other in zip(whole_lines, metric_lines(job.folder), strict=True):
+        assert line == pytest.approx(other, abs=1e-4, rel=1e-4)
+    again = make_job("a")
+    assert again.micro_batch == job.micro_batch
+    assert whole.steps == job.folder.read_result().steps
+
+
+def test_what_a_sequence_keeps_grows_with_it_and_shrinks_when_it_is_computed_again(make_job):
+    small, large = make_job("small"), make_job("large", model={**TINY["model"], "layers": 4})
+    again = make_job("again", activation_checkpointing=True)
+
+    assert 1.6 < memory.kept_bytes(large) / memory.kept_bytes(small) < 2.4
+    assert memory.kept_bytes(again) < 0.5 * memory.kept_bytes(small)
+
+
+def test_a_budget_that_holds_nothing_is_refused_with_what_it_takes(make_job):
+    with pytest.raises(ConfigError, match=r"train.memory_bytes is 1,048,576; a rank holds .* Give at least"):
+        make_job("a", memory_bytes=2**20)

@@ -16,7 +16,7 @@ from tessera.model.build import assign, build, read_weights
 from tessera.model.cost import flops_per_token
 from tessera.shard.read.batches import MEANINGS, make_order, open_split, resume_step
 from tessera.shard.read.shards import Shards
-from tessera.train import checkpoint, method, metrics
+from tessera.train import checkpoint, memory, method, metrics
 from tessera.train.checkpoint import Checkpoint
 from tessera.train.job import Job
 from tessera.train.optimizer import AdamW
@@ -64,6 +64,8 @@ def open_job(folder: RunFolder, *, attempt: int, ranks: Ranks) -> Job:
         _resume(job, found)
     else:
         _go_on(job)
+    if settings.memory_bytes is not None and ranks.device.type == "cpu":
+        memory.fit(job, budget_bytes=settings.memory_bytes)
     if ranks.rank == 0:
         metrics.cut_back(folder.metrics, step=found.state["num_steps"] if found else -1)
         job.writer = metrics.Writer(folder.metrics)

@@ -117,6 +117,9 @@ class TrainSettings(Section):
     """Threads of a rank; null shares out the machine's cores, or on a cluster takes what Spark gives a task."""
     micro_batch: int | None = Field(None, ge=1, json_schema_extra=EXECUTION)
     """Sequences that a rank computes at once; null takes its whole part of the batch."""
+    memory_bytes: int | None = Field(None, ge=2**20, json_schema_extra=EXECUTION)
+    """What a rank on a CPU may take: its micro-batch is lowered to what fits, by a measurement of one sequence. On a
+    GPU the micro-batch is halved whenever memory does not suffice."""
     peak_flops: float | None = Field(None, gt=0, json_schema_extra=EXECUTION)
     """Dense FLOP/s of one rank's device in the precision used, from which utilisation is told; null knows common
     GPUs in bf16, and tells none of others."""
