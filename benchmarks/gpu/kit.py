@@ -35,7 +35,7 @@ SETTINGS = (
 )  # fmt: skip
 TRAIN: dict[str, Any] = {
     "steps": 4, "batch_size": 8, "ranks": 1, "checkpoint": {"every_seconds": None}, "heldout": {"sequences": 16},
-    "optimizer": {"embedding_lr": 0.02}, "schedule": {"warmup": 1.0, "decay": 0.0},
+    "optimizer": {"embedding_lr": 0.02}, "methods": {"wsd": {"warmup": 1.0, "decay": 0.0}},
 }  # fmt: skip
 """So gentle that the loss falls from the first step on, which four steps at the full rate would not let it."""
 
