@@ -133,7 +133,7 @@ class TrainSettings(Section):
     """How long a rank waits for another before it gives up."""
     stall_seconds: float = Field(300.0, gt=0, json_schema_extra=EXECUTION)
     """How long all ranks may stand still before the one that holds them up is named and ended. Give more than the
-    longest micro-batch, compiling and a held-out measurement take."""
+    longest micro-batch, compiling, a held-out measurement and writing a checkpoint take."""
     optimizer: OptimizerSettings = OptimizerSettings()
     methods: AllMethods = AllMethods()
     checkpoint: CheckpointSettings = CheckpointSettings()
