@@ -221,6 +221,7 @@ def test_a_memory_budget_lowers_the_micro_batch_and_the_checkpoint_keeps_it(make
         assert line == pytest.approx(other, abs=1e-4, rel=1e-4)
     again = make_job("a")
     assert again.micro_batch == job.micro_batch
+    assert make_job("a", micro_batch=1).micro_batch == 1, "whoever asks for less gets less"
     assert whole.steps == job.folder.read_result().steps
 
 

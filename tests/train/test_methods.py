@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 import torch
-from tests.train.conftest import metric_lines
+from tests.train.conftest import metric_lines, run_ranks
 
 from tessera import failpoints
 from tessera.config import Layer, load
@@ -20,6 +20,9 @@ from tessera.train.parallel import Replicated
 from tessera.train.ranks import Ranks
 from tessera.train.settings import TrainSettings
 
+MIXTURE = {
+    "layers": 2, "width": 32, "heads": 2, "kv_heads": 1, "experts": {"count": 8, "active": 2, "width": 16}
+}  # fmt: skip
 NONE = {name: {"strength": 0} for name in method.classes()}
 CHANGED = {
     "packing": {"strength": 0}, "chunked_loss": {"chunk": 7}, "clipping": {"norm": 0.05}, "wsd": {"decay": 0.2},
@@ -209,3 +212,19 @@ def test_a_new_method_is_one_file(make_job, tmp_path, monkeypatch):
         assert job.tensors()["brake.braked"] == 6
     finally:
         method.classes.cache_clear()
+
+
+@pytest.mark.distributed
+def test_two_ranks_with_other_methods_are_gone_on_with_exactly(make_run):
+    """Killed twice, once within a save; a mixture, so that every method that there is takes part."""
+    changed = {"methods": {**CHANGED, "mixture": {"balance": 0.1}}, "model": MIXTURE, "deterministic": True}
+    whole, killed = make_run("whole", **changed), make_run("killed", **changed)
+    run_ranks(whole, ranks=2)
+    for fail in ("checkpoint.before_record:kill:2", "train.after_step:kill:1"):
+        run_ranks(killed, ranks=2, fail=fail)
+        assert killed.read_result() is None
+        make_run("killed", **changed)
+    run_ranks(killed, ranks=2)
+
+    assert killed.read_result().weights_sha256 == whole.read_result().weights_sha256
+    assert metric_lines(killed) == metric_lines(whole)

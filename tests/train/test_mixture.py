@@ -3,20 +3,16 @@
 import pytest
 import torch
 from tests.train.conftest import metric_lines, run_ranks
-from tests.train.test_methods import gradients_of, weights_after
+from tests.train.test_methods import MIXTURE, gradients_of, weights_after
 
 from tessera.failpoints import InjectedFault
 from tessera.model.build import load
 from tessera.model.generate import generate
 from tessera.train.loop import add_gradients, train
 
-MODEL = {
-    "layers": 2, "width": 32, "heads": 2, "kv_heads": 1, "experts": {"count": 8, "active": 2, "width": 16}
-}  # fmt: skip
-
 
 def mixture_job(make_job, name="a", **changed):
-    job = make_job(name, **{"model": MODEL, **changed})
+    job = make_job(name, **{"model": MIXTURE, **changed})
     return job, next(method for method in job.methods if type(method).__name__ == "Mixture")
 
 
@@ -66,7 +62,7 @@ def test_the_losses_of_the_routers_are_what_their_papers_say(make_job):
 
 def test_a_mixture_without_strength_has_the_plain_loss(make_job):
     job, _ = mixture_job(make_job, "with")
-    bare = make_job("bare", model=MODEL, methods={"mixture": {"strength": 0}})
+    bare = make_job("bare", model=MIXTURE, methods={"mixture": {"strength": 0}})
     part = next(iter(job.parts()))
     with job.methods.forward():
         assert job.methods.loss(job.nats(part), part) > bare.nats(part)
@@ -117,13 +113,13 @@ def test_idle_experts_are_told_of_once(make_job):
 
 
 def test_a_mixture_is_gone_on_with_exactly(make_job, monkeypatch):
-    whole = weights_after(make_job, "whole", model=MODEL)
+    whole = weights_after(make_job, "whole", model=MIXTURE)
     monkeypatch.setenv("TESSERA_FAIL", "train.after_step:raise:3")
     with pytest.raises(InjectedFault):
-        train(make_job("stopped", model=MODEL))
+        train(make_job("stopped", model=MIXTURE))
     monkeypatch.delenv("TESSERA_FAIL")
 
-    assert weights_after(make_job, "stopped", model=MODEL) == whole
+    assert weights_after(make_job, "stopped", model=MIXTURE) == whole
 
 
 def test_a_batch_that_begins_again_counts_its_tokens_once(make_job):
@@ -137,9 +133,9 @@ def test_a_batch_that_begins_again_counts_its_tokens_once(make_job):
 
 @pytest.mark.distributed
 def test_two_ranks_do_what_one_does(make_run, make_job):
-    both = make_run("both", model=MODEL)
+    both = make_run("both", model=MIXTURE)
     run_ranks(both, ranks=2)
-    alone = make_job("alone", model=MODEL)
+    alone = make_job("alone", model=MIXTURE)
     train(alone)
 
     assert both.read_result().ranks == 2

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from tests.train.conftest import metric_lines, run_ranks
-from tests.train.test_mixture import MODEL as MIXTURE
+from tests.train.test_methods import MIXTURE
 
 from tessera.model.build import load, read_weights
 

@@ -108,7 +108,8 @@ class Job:
     def micro_batch(self) -> int:
         """Sequences that this rank computes at once."""
         settings = self.spec.settings
-        return self.progress.micro_batch or settings.micro_batch or settings.batch_size // self.ranks.world
+        asked = settings.micro_batch or settings.batch_size // self.ranks.world
+        return min(asked, self.progress.micro_batch or asked)
 
     def parts(self) -> Iterator[Batch]:
         """This rank's part of the next global batch, in micro-batches, on its device."""

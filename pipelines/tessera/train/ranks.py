@@ -70,6 +70,9 @@ def join(settings: TrainSettings) -> Ranks:
     device = _device(settings.device, local=local, num_local=num_local)
     threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // num_local)
     torch.set_num_threads(threads)  # TorchDistributor and torchrun set OMP_NUM_THREADS=1 whatever the machine has
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS asks, before its first product
+        torch.use_deterministic_algorithms(True)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world > 1:

@@ -127,6 +127,9 @@ class TrainSettings(Section):
     """Where the model runs; `auto` takes a GPU for every rank if there are enough."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of matrix products; weights and sums stay fp32. bf16 pays on GPUs only."""
+    deterministic: bool = Field(False, json_schema_extra=EXECUTION)
+    """On a GPU: refuse operations whose sums come in no fixed order, and give the same weights every time, more slowly.
+    A CPU does so anyway."""
     compile: bool = Field(False, json_schema_extra=EXECUTION)
     """torch.compile: 1.16 times as fast on CPU after 40 CPU-seconds of compiling."""
     timeout_seconds: float = Field(600.0, gt=0, json_schema_extra=EXECUTION)
