@@ -213,6 +213,9 @@ class Stages:
         if settings.purpose is not None and not shards.imported:
             allowed = self.results.prepare_of(shards).purposes
             governance.refuse_purpose(allowed, purpose=settings.purpose, option="train.purpose")
+            for earlier in self._sets_before(origin):
+                allowed = self.results.prepare_of(earlier).purposes
+                governance.refuse_purpose(allowed, purpose=settings.purpose, option="train.purpose")
 
         def make(tell: Tell) -> TrainRecord:
             self.start_early(lambda: tracking.prepare_store(self.settings.tracking, home=self.home))
@@ -253,6 +256,19 @@ class Stages:
             return answers.find_model(model=uri, home=self.home, **uris).checkpoint
 
         return origin.resolve(self.settings.train, shards=shards, home=self.home, fetch=fetch)
+
+    def _sets_before(self, origin: "Origin | None") -> list[ShardRecord]:
+        """The sets that the weights were trained on, of which documents are known."""
+        from tessera.shard import manifest
+        from tessera.train import ledger
+        from tessera.train.run import RunFolder
+
+        point = origin and (origin.point or origin.before)
+        if not point:
+            return []
+        segments = ledger.segments(RunFolder(self.home.runs / point.run), steps=point.step)
+        records = [manifest.read_record(self.home, name=one.set_name, version=one.set_version) for one in segments]
+        return [record for record in records if not record.imported]
 
     def _note_rows(self, record: TrainRecord, *, shards: ShardRecord, tell: Tell) -> None:
         """Writes which rows the run saw; it is finished, so what goes wrong here is only told."""

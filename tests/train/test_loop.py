@@ -133,7 +133,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(make
         return original(part)
 
     job.nats = spoil
-    with pytest.raises(TrainingFailed, match=r"step 5: the loss is nan .* the checkpoint after step 4 is kept"):
+    with pytest.raises(TrainingFailed, match=r"step 5: the loss is nan .* the newest checkpoint is kept"):
         train(job)
 
     assert job.folder.read_result() is None

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +18,10 @@ from tessera.shard.run_manifest import SetInfo, read_run_manifest, write_run_man
 from tessera.train import job as jobs
 from tessera.train import ledger, origin
 from tessera.train import run as runs
+from tessera.train.garbage import garbage
 from tessera.train.loop import train
+from tessera.train.opening import open_job
+from tessera.train.ranks import Ranks
 from tessera.train.run import RunFolder, to_json
 from tessera.train.settings import TrainSettings
 
@@ -165,6 +170,7 @@ def test_a_trunk_goes_on_with_only_what_is_new(make_job, begin, grown, set_home,
 
     assert drawn == [0, 1, 2], "an order of its own, from its beginning"
     assert further.spec.origin.seen == (0,)
+    assert trunk.progress.recent != further.progress.recent[:6], "losses of other text say nothing"
     assert [line["step"] for line in metric_lines(further.folder)] == [6, 7, 8, 9]
     segments = ledger.segments(further.folder, steps=9)
     assert [(one.set_version, one.first, one.last, one.first_step) for one in segments] == [(0, 0, 6, 1), (1, 0, 3, 7)]
@@ -194,6 +200,70 @@ def test_what_cannot_be_gone_on_with_is_said(make_job, set_home, given, changed,
         resolved(set_home, given and given.format(run=job.folder.root.name), **changed)
 
 
+def test_a_branch_with_a_checkpoint_of_its_own_needs_its_trunk_no_more(make_job, begin, monkeypatch):
+    from tessera.failpoints import InjectedFault
+
+    trunk = make_job("trunk", steps=6, **STEADY)
+    train(trunk)
+    monkeypatch.setenv("TESSERA_FAIL", "train.after_step:raise:3")
+    with pytest.raises(InjectedFault):
+        train(begin("branch", trunk.folder.root.name, steps=14, **STEADY))
+    monkeypatch.delenv("TESSERA_FAIL")
+    branch = begin("branch", trunk.folder.root.name, steps=14, **STEADY)
+    point = branch.folder.root.parents[1] / branch.spec.origin.folder
+    point.rename(point.with_name("away"))
+
+    train(begin_again(branch))
+    assert branch.folder.read_result().steps == 14
+
+
+def begin_again(job):
+    return open_job(job.folder, attempt=job.folder.read_attempt(), ranks=Ranks())
+
+
+def test_a_trunk_that_others_branched_from_is_no_garbage(make_job, begin, set_home):
+    trunk = make_job("trunk", steps=6, **STEADY)
+    train(trunk)
+    train(begin("branch", f"{trunk.folder.root.name}@4", steps=8, **STEADY))
+    trunk.folder.record.unlink()
+    torn = RunFolder(set_home.runs / "torn")
+    torn.checkpoints.mkdir(parents=True)
+    torn.spec.write_text("{")
+    later = time.time() + 400 * 86_400
+    try:
+        named = {found.path.name for found in garbage(set_home, before=later)}
+    finally:
+        shutil.rmtree(torn.root)
+
+    assert trunk.folder.root.name not in named
+    assert "torn" in named
+
+
+def test_a_checkpoint_that_is_being_written_says_nothing_of_skipped_batches(make_job):
+    job = make_job("a", steps=6)
+    train(job)
+    job.folder.record.unlink()
+    torn = job.folder.checkpoints / "step-00000099"
+    torn.mkdir()
+    (torn / "state.json").write_text('{"progress": {"sk')
+
+    assert job.folder.read_skipped() == ()
+
+
+def test_compacted_sets_and_other_sets_are_not_taken_for_new(make_job, set_home):
+    job = make_job("trunk", steps=6)
+    train(job)
+    found = resolved(set_home, job.folder.root.name, only_new=True)
+    table = read_run_manifest(set_home.root / "shards.arrow")
+    rows = [{**row, "generation": 5} for row in table.to_pylist()]
+    compacted = set_record(set_home).model_copy(update={"compactions": (5,)})
+    with pytest.raises(ConfigError, match="was compacted at documents version 5"):
+        origin.only_new(pa.Table.from_pylist(rows, schema=table.schema), origin=found, shards=compacted)
+    settings = TrainSettings.model_validate({"steps": 12, "from": job.folder.root.name, "only_new": True})
+    with pytest.raises(ConfigError, match="was trained on set small, this is another"):
+        origin.resolve(settings, shards=set_record(set_home, name="another"), home=set_home, fetch=Path)
+
+
 def test_another_order_is_refused_by_the_ranks(make_job, begin):
     trunk = make_job("trunk", steps=6)
     train(trunk)
@@ -216,6 +286,11 @@ def test_weights_alone_are_taken_from_a_folder_and_a_registered_model(make_job, 
     named = resolved(set_home, "models:/docs@champion", fetch={"models:/docs@champion": folder}.__getitem__)
     assert named.identity() == resolved(set_home, str(folder)).identity()
     assert named.point is None
+    made_by = RunFolder(set_home.runs / named.before.run).read_result()  # another test's run may have ended alike
+    assert made_by.weights_sha256 == trunk.folder.read_result().weights_sha256
+    segments = ledger.segments(job.folder, steps=3)
+    assert sum(one.last - one.first for one in segments) == 6 + 3, "of both runs"
+    assert (segments[-1].first, segments[-1].last, segments[-1].first_step) == (0, 3, 1)
     (tmp_path / "empty").mkdir()
     with pytest.raises((ModelError, ConfigError)):
         begin("bad", str(tmp_path / "empty"), steps=3)

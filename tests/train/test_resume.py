@@ -1,6 +1,7 @@
 """`tessera train --resume`: what it asks for in place of the user."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,7 +19,10 @@ def settings(home, run, *changes):
 
 
 @pytest.fixture
-def finished(make_job, set_home):
+def finished(make_job, set_home, monkeypatch):
+    """A run on version 0 of its set, which is the newest."""
+    newest = SimpleNamespace(manifest=SimpleNamespace(version=0))
+    monkeypatch.setattr(resume, "read_record", lambda home, name: newest)
     job = make_job("a", steps=4, methods={"muon": {"lr": 0.02}})
     train(job)
     return set_home, job.folder
@@ -38,6 +42,7 @@ def test_an_unfinished_run_of_which_nothing_is_changed_is_simply_gone_on_with(fi
     folder.record.unlink()
 
     assert settings(home, folder.root.name).train == folder.read_spec().settings
+    assert settings(home, folder.root.name).shard.block_shards == 2
     assert settings(home, folder.root.name, "train.ranks=1", "train.threads=2").train.from_ is None
     assert settings(home, folder.root.name, "train.steps=9").train.from_ == folder.root.name
     assert settings(home, f"{folder.root.name}@2").train.from_ == f"{folder.root.name}@2"
@@ -60,3 +65,24 @@ def test_settings_of_a_run_survive_the_way_through_its_file(finished):
 
     assert kept["from"] is None
     assert folder.read_spec().settings.model_dump(mode="json") == kept
+
+
+def test_an_unfinished_run_whose_set_has_grown_does_not_begin_anew_unasked(finished, monkeypatch):
+    home, folder = finished
+    folder.record.unlink()
+    grown = SimpleNamespace(manifest=SimpleNamespace(version=3))
+    monkeypatch.setattr(resume, "read_record", lambda home, name: grown)
+
+    with pytest.raises(ConfigError, match=r"trained on small@0, and the set is at version 3 now"):
+        settings(home, folder.root.name)
+    assert settings(home, folder.root.name, "train.only_new=true").train.from_ == folder.root.name
+
+
+def test_a_run_of_only_what_was_new_goes_on_in_its_own_order(finished):
+    home, folder = finished
+    spec = json.loads(folder.spec.read_text())
+    spec["settings"] |= {"only_new": True, "from": "trunk"}
+    folder.spec.write_text(json.dumps(spec))
+    found = settings(home, folder.root.name, "train.steps=9")
+
+    assert (found.train.from_, found.train.only_new) == (folder.root.name, False)

@@ -75,3 +75,9 @@ def test_the_schedule_at_known_points():
 
 def test_defaults_are_valid_optimizer_settings():
     assert OptimizerSettings().matrix_lr > 0
+
+
+def test_a_budget_of_memory_and_a_shared_model_do_not_go_together():
+    assert "train.memory_bytes cannot be measured with train.parallel=fsdp" in refused(
+        memory_bytes=2**30, parallel="fsdp"
+    )

@@ -11,7 +11,11 @@ from tessera.model.build import load, read_weights
 pytestmark = pytest.mark.distributed
 
 
-@pytest.mark.parametrize("changed", [{}, {"model": MIXTURE}], ids=["dense", "mixture"])
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"model": MIXTURE, "heldout": {"sequences": 10}}],
+    ids=["dense", "mixture, and one rank has no held-out sequence"],
+)
 def test_sharded_ranks_do_what_whole_ones_do(make_run, changed):
     whole, parts = make_run("whole", **changed), make_run("parts", parallel="fsdp", **changed)
     run_ranks(whole, ranks=2)

@@ -88,6 +88,18 @@ def test_spikes_in_a_row_take_the_run_back_to_its_checkpoint(make_job, drawn):
     assert "resumed after step 6" in notices(folder)
 
 
+def test_batches_that_a_run_went_back_for_are_no_spikes_of_their_own(make_job):
+    changed = {
+        **SETTINGS,
+        "spikes": {**SETTINGS["spikes"], "most": 4},
+        "checkpoint": {"every_steps": 5, "every_seconds": None},
+    }
+    train(spoil(make_job("a", **changed), batches={9, 10, 11, 13}))
+    folder = make_job("a", **changed).folder
+
+    assert folder.read_result().skipped == (5, 6, 7, 8, 9, 10, 11, 13)
+
+
 def test_too_many_spikes_end_the_run(make_job):
     changed = {**SETTINGS, "spikes": {**SETTINGS["spikes"], "most": 2}}
     with pytest.raises(TrainingFailed, match=r"3 batches were skipped for spikes .* train.spikes.most"):

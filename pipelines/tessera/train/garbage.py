@@ -3,12 +3,14 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 from tessera import locks
+from tessera.errors import FormatError, TrainingFailed
 from tessera.garbage import Garbage, newest_change, size_of
 from tessera.home import Home
 from tessera.tables import Ledger
-from tessera.train.run import RunFolder
+from tessera.train.run import Origin, RunFolder
 
 BEAT_SECONDS = 30.0
 """A heartbeat this young is of a launcher that lives; clocks of machines may differ by seconds."""
@@ -18,14 +20,16 @@ ABANDONED_SECONDS = 30 * 86_400
 
 def garbage(home: Home, *, before: float) -> Iterator[Garbage]:
     """What `tessera gc` may take from the run folders; `before` is in Unix seconds. Runs in progress are left alone."""
-    recorded = _recorded(home) | _started_from(home)
+    origins = list(_origins(home))
+    recorded = _recorded(home) | {origin.folder for origin in origins}
+    branched = {point.run for origin in origins for point in (origin.point, origin.before) if point}
     for root in sorted(home.runs.glob("*")):
         folder = RunFolder(root)
         if is_running(folder):
             continue
         result = folder.read_result()
         if result is None:
-            if newest_change(root) < before - ABANDONED_SECONDS:
+            if root.name not in branched and newest_change(root) < before - ABANDONED_SECONDS:
                 yield Garbage("runs", root, "unfinished, and left alone for a month", size_of(root))
             continue
         needed = recorded | {home.relative(root / result.checkpoint)}
@@ -40,11 +44,12 @@ def is_running(folder: RunFolder) -> bool:
     return beats or locks.is_held(folder.lock)
 
 
-def _started_from(home: Home) -> set[str]:
-    """Checkpoints that runs which are not finished go on from: until one of their own is there, they need them."""
-    folders = [RunFolder(root) for root in home.runs.glob("*")]
-    specs = [one.read_spec() for one in folders if one.spec.is_file() and one.read_result() is None]
-    return {spec.origin.folder for spec in specs if spec.origin is not None}
+def _origins(home: Home) -> Iterator[Origin]:
+    """What the runs of the home started from: checkpoints and orders that are needed to start and to tell of them."""
+    for root in home.runs.glob("*"):
+        with suppress(TrainingFailed, FormatError):
+            if (origin := RunFolder(root).read_spec().origin) is not None:
+                yield origin
 
 
 def _recorded(home: Home) -> set[str]:

@@ -6,7 +6,8 @@ import torch
 
 from tessera.errors import ShardSetError
 from tessera.model.loss import IGNORED, token_nats
-from tessera.shard.read.batches import sequential
+from tessera.shard.read.batches import Batch, sequential
+from tessera.shard.read.shards import Shards
 from tessera.train.job import Job
 
 BATCH = 16
@@ -27,11 +28,14 @@ def measure(job: Job) -> dict[str, float]:
     job.model.eval()
     with job.methods.evaluation(), job.precision():
         batches = sequential(heldout, batch_size=BATCH, rank=ranks.rank, world_size=ranks.world)
-        for number, batch in enumerate(batches):
-            first = (number * ranks.world + ranks.rank) * BATCH
-            if first >= limit:
+        for first in range(ranks.rank * BATCH, limit + ranks.rank * BATCH, BATCH * ranks.world):
+            if first < limit:
+                batch = {name: value[: limit - first] for name, value in next(batches).items()}
+            elif job.parallel.sharded:
+                batch = _blank(heldout)
+            else:
                 break
-            part = {name: value[: limit - first].to(ranks.device) for name, value in batch.items()}
+            part = {name: value.to(ranks.device) for name, value in batch.items()}
             nats = job.parallel.call(token_nats, part)
             total += torch.stack([nats.double().sum(), (part["labels"] != IGNORED).sum().double()])
     job.model.train()
@@ -48,3 +52,9 @@ def measure(job: Job) -> dict[str, float]:
     if job.progress.next_step == job.first_step:
         job.progress.bits_per_byte_before = per_byte
     return {"heldout_loss": per_token, "heldout_bits_per_byte": per_byte}
+
+
+def _blank(heldout: Shards) -> Batch:
+    """A sequence without labels: what a rank computes that has none left, while others gather the model with it."""
+    batch = next(sequential(heldout, batch_size=1))
+    return {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}

@@ -56,6 +56,8 @@ class Progress:
     skipped: list[int] = field(default_factory=list)
     """Batches of the order that no step took; see `spikes`."""
     spikes_in_a_row: int = 0
+    num_spikes: int = 0
+    """In all; fewer than the batches skipped, where a run went back."""
 
     @property
     def next_batch(self) -> int:
@@ -162,7 +164,7 @@ class Job:
             self.saver.wait()
             raise TrainingFailed(
                 f"step {self.progress.next_step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}; training "
-                f"stops, the checkpoint after step {self.last_saved[0]} is kept. Lower train.methods.muon.lr"
+                f"stops, the newest checkpoint is kept. Lower train.methods.muon.lr"
             )
 
     def skip_spike(self, loss: float) -> bool:
@@ -177,10 +179,10 @@ class Job:
             progress.recent = [*progress.recent, loss][-settings.window :]
             return False
         progress.skipped.append(progress.next_batch)
-        progress.spikes_in_a_row += 1
-        if len(progress.skipped) > settings.most:
+        progress.spikes_in_a_row, progress.num_spikes = progress.spikes_in_a_row + 1, progress.num_spikes + 1
+        if progress.num_spikes > settings.most:
             raise TrainingFailed(
-                f"step {progress.next_step + 1}: {len(progress.skipped)} batches were skipped for spikes of the loss, "
+                f"step {progress.next_step + 1}: {progress.num_spikes} batches were skipped for spikes of the loss, "
                 f"the last of {loss:.3g} nats a token; lower train.methods.muon.lr, or allow more: train.spikes.most"
             )
         self.note(f"step {progress.next_step + 1}: the loss of batch {progress.skipped[-1] + 1} is {loss:.3g} nats a "

@@ -172,6 +172,7 @@ def _until_finished(spark: SparkSession, folder: RunFolder, *, spec: RunSpec, at
             ranks = spec.settings.ranks
             spec = spec.model_copy(update={"settings": on_what_is_left(spark, settings=spec.settings)})
             if spec.settings.ranks < ranks:
+                runs.write_durable(folder.spec, runs.to_json(spec.model_dump(mode="json")))
                 tell(f"the cluster holds {spec.settings.ranks} of {ranks} ranks now, the run goes on with them")
 
 
@@ -230,9 +231,10 @@ def _watch(folder: RunFolder, spec: RunSpec, tell: Tell, done: threading.Event) 
     ward.clear()
     while True:
         last = done.wait(POLL_SECONDS)
-        if stalled := ward.look(time.monotonic()):
-            failure.end_stalled(folder, stalled, seconds=spec.settings.stall_seconds)
-            ward.clear()
+        with contextlib.suppress(OSError):  # a full disk: the ranks will meet it too
+            if stalled := ward.look(time.monotonic()):
+                failure.end_stalled(folder, stalled, seconds=spec.settings.stall_seconds)
+                ward.clear()
         if slow := ward.straggler():
             tell(f"rank {slow[0]} is slow: each other rank waits {slow[1]:.0%} of its time for it")
         for start in starts.read():

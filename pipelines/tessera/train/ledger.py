@@ -52,11 +52,13 @@ def _until(folder: RunFolder, end: RunPoint, *, skipped: tuple[int, ...]) -> lis
     offset = spec.origin.offset if spec.origin else 0
     before: list[Segment] = []
     first, first_step = 0, 1
-    if point is not None:
+    if spec.origin and spec.origin.before:
+        made = RunFolder(folder.root.with_name(spec.origin.before.run))
+        before = _until(made, spec.origin.before, skipped=made.read_skipped())
+    if spec.origin and point is not None:
         parent = RunFolder(folder.root.with_name(point.run))
         before = _until(parent, point, skipped=parent.read_skipped())
-        goes_on = offset != point.step
-        first, first_step = (point.batch if goes_on else 0), point.step + 1
+        first, first_step = (0 if spec.origin.new_order else point.batch), point.step + 1
     table = read_run_manifest(folder.manifest)
     info = SetInfo.from_metadata(table.schema.metadata)
     rows = [row for row in table.select(["split", "file", "samples"]).to_pylist() if row["split"] == "train"]

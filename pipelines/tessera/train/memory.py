@@ -33,8 +33,8 @@ def fit(job: Job, *, budget_bytes: int) -> None:
             f"about {each:,} more. Give at least {held + each:,}"
         )
     if fitting < job.micro_batch:
-        job.progress.micro_batch = fitting
         job.note(f"micro-batch {fitting}: a sequence takes about {each / 2**20:,.0f} MiB, which fits so often")
+    job.progress.micro_batch = min(fitting, job.micro_batch)
 
 
 def kept_bytes(job: Job) -> int:
@@ -48,7 +48,9 @@ def kept_bytes(job: Job) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return value
 
-    row = {name: value[:1] for name, value in next(iter(job.parts())).items()}
+    before, job.progress.micro_batch = job.progress.micro_batch, 1
+    part = next(iter(job.parts()))
+    job.progress.micro_batch = before
     with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
-        job.nats(row)
+        job.nats(part)
     return sum(kept.values())

@@ -37,15 +37,14 @@ def open_job(folder: RunFolder, *, attempt: int, ranks: Ranks) -> Job:
     settings = spec.settings
     train = _open(folder, split="train")
     info = train.info
-    shape = settings.model
-    if spec.origin is not None:
-        shape = shape.model_copy(update={"path": str(folder.home.resolve(spec.origin.folder))})
-    model = build(shape, vocab_size=info.vocab_size, seq_len=info.seq_len, end_id=info.end_id, seed=settings.seed)
-    model.to(ranks.device).train()
     notices: list[str] = []
     found = _newest(folder, ranks=ranks, notice=notices.append)
-    if found is not None:
-        assign(model, read_weights(found.folder), origin=found.folder)
+    shape = settings.model
+    if found is not None or spec.origin is not None:
+        begun = found.folder if found is not None else folder.home.resolve(spec.origin.folder)  # type: ignore[union-attr]
+        shape = shape.model_copy(update={"path": str(begun)})
+    model = build(shape, vocab_size=info.vocab_size, seq_len=info.seq_len, end_id=info.end_id, seed=settings.seed)
+    model.to(ranks.device).train()
     if settings.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     flops = flops_per_token(model, seq_len=info.seq_len)
@@ -64,7 +63,7 @@ def open_job(folder: RunFolder, *, attempt: int, ranks: Ranks) -> Job:
         _resume(job, found)
     else:
         _go_on(job)
-    if settings.memory_bytes is not None and ranks.device.type == "cpu":
+    if settings.memory_bytes is not None and ranks.device.type == "cpu" and job.progress.micro_batch is None:
         memory.fit(job, budget_bytes=settings.memory_bytes)
     if ranks.rank == 0:
         metrics.cut_back(folder.metrics, step=found.state["num_steps"] if found else -1)
@@ -80,7 +79,7 @@ def rewind(job: Job) -> None:
     Nothing happens where there is none, or ranks hold parts of the model.
     """
     job.saver.wait()
-    last = job.progress.next_batch
+    last, spikes = job.progress.next_batch, job.progress.num_spikes
     job.progress.spikes_in_a_row = 0
     found = None if job.parallel.sharded else _newest(job.folder, ranks=job.ranks, notice=job.note)
     if found is None:
@@ -89,7 +88,7 @@ def rewind(job: Job) -> None:
     _resume(job, found)
     progress = job.progress
     progress.skipped += range(progress.next_batch, last)
-    progress.spikes_in_a_row = 0
+    progress.spikes_in_a_row, progress.num_spikes = 0, spikes
     if job.writer is not None:
         job.writer.close()
         metrics.cut_back(job.folder.metrics, step=progress.next_step)
@@ -138,8 +137,8 @@ def _go_on(job: Job) -> None:
     found = checkpoint.open_checkpoint(job.folder.home.resolve(origin.folder))
     checkpoint.restore_tensors(found, tensors=job.tensors(), like=job.parallel.like)
     vars(job.progress).update({**found.state["progress"], "seconds": 0.0, "micro_batch": None})
-    if origin.offset == origin.point.step:  # another order, of which nothing was skipped yet
-        job.progress.skipped = []
+    if origin.new_order:  # other text: what was skipped and what its losses were says nothing
+        job.progress.skipped, job.progress.recent, job.progress.spikes_in_a_row = [], [], 0
     else:
         _check_order(job, found)
     job.note(f"goes on from {origin.point.run} after step {origin.point.step}")

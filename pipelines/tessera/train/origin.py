@@ -5,7 +5,7 @@ goes on in the same order; on a newer one it may take the generations that were 
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ def resolve(settings: TrainSettings, *, shards: ShardRecord, home: Home, fetch: 
     if settings.only_new or not folder.is_dir():
         runs = ", ".join(sorted(path.name for path in home.runs.glob("*"))) or "none"
         raise ConfigError(f"train.from {given} is no run of this home (there are: {runs}), and no folder")
-    return Origin(given=given, folder=_place(folder, home=home), weights=folder_hashes(folder))
+    weights = folder_hashes(folder)
+    return Origin(given=given, folder=_place(folder, home=home), weights=weights, before=_made_by(weights, home=home))
 
 
 def _of_run(folder: RunFolder, *, step: str, given: str, settings: TrainSettings, shards: ShardRecord) -> Origin:
@@ -57,9 +58,14 @@ def _of_run(folder: RunFolder, *, step: str, given: str, settings: TrainSettings
     before = spec.origin
     offset, seen = (before.offset, before.seen) if before is not None else (0, None)
     point = RunPoint(run=folder.root.name, step=done, batch=int(loader["next_step"]))
+    if loader["set"] != shards.name:
+        raise ConfigError(
+            f"{given} was trained on set {loader['set']}, this is {shards.name}; give shard.name={loader['set']}, or "
+            "take its weights alone: train.from with its folder"
+        )
     if settings.only_new:
         offset, seen = done, _known(folder, seen)
-    elif (loader["set"], loader["version"]) != (shards.name, shards.manifest.version):
+    elif loader["version"] != shards.manifest.version:
         raise ConfigError(
             f"{given} was trained on {loader['set']}@{loader['version']}, the set is {shards.name}@"
             f"{shards.manifest.version} now, whose order is another: some samples would come twice, others never. To "
@@ -70,6 +76,18 @@ def _of_run(folder: RunFolder, *, step: str, given: str, settings: TrainSettings
         given=given, folder=folder.home.relative(checkpoint), point=point, offset=offset, seen=seen,
         weights={name: entry["sha256"] for name, entry in weights.items() if name.endswith(".safetensors")},
     )  # fmt: skip
+
+
+def _made_by(weights: Mapping[str, str], *, home: Home) -> RunPoint | None:
+    """The end of the finished run whose weights these are."""
+    for root in sorted(home.runs.glob("*")):
+        folder = RunFolder(root)
+        result = folder.read_result()
+        if result is not None and result.weights_sha256 in weights.values():
+            origin = folder.read_spec().origin
+            batch = result.steps + len(result.skipped) - (origin.offset if origin else 0)
+            return RunPoint(run=root.name, step=result.steps, batch=batch)
+    return None
 
 
 def _checkpoint(folder: RunFolder, *, step: str, given: str) -> Path:
@@ -101,6 +119,12 @@ def only_new(table: Any, *, origin: Origin | None, shards: ShardRecord) -> Any:
     """
     if origin is None or origin.seen is None:
         return table
+    added = {*table["generation"].to_pylist()} - {*origin.seen}
+    if compacted := added & {*shards.compactions}:
+        raise ConfigError(
+            f"{shards.name} was compacted at documents version {min(compacted)}, after {origin.given} was trained: "
+            "what is new cannot be told from what is not. Take its weights alone: train.from with its folder"
+        )
     kept = [row["split"] != "train" or row["generation"] not in origin.seen
             for row in table.select(["split", "generation"]).to_pylist()]  # fmt: skip
     left = table.filter(kept)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from tessera.config import Layer, load, parse_set
 from tessera.errors import ConfigError
 from tessera.home import Home
+from tessera.shard.manifest import read_record
 from tessera.shard.run_manifest import SetInfo, read_run_manifest
 from tessera.train.run import RunFolder
 from tessera.train.settings import TrainSettings
@@ -31,5 +32,13 @@ def assignments(home: Home, *, run: str, changes: Sequence[str]) -> list[str]:
     given = [Layer(layer.origin, layer.values["train"]) for layer in parse_set(changes) if "train" in layer.values]
     changed = load(TrainSettings, layers=[Layer("run.json", kept), *given]).identity() != spec.settings.identity()
     info = SetInfo.from_metadata(read_run_manifest(folder.manifest).schema.metadata)
-    own = [f"train={json.dumps(kept)}", f"shard.name={json.dumps(info.name)}", *changes]
-    return [*own, f"train.from={json.dumps(run)}"] if changed or step or folder.read_result() else own
+    further = changed or bool(step) or folder.read_result() is not None
+    if further:
+        kept |= {"from": run, "only_new": False}  # of its own order; what it left out is left out again
+    elif info.version != (newest := read_record(home, name=info.name).manifest.version):
+        raise ConfigError(
+            f"--resume {run}: it is trained on {info.name}@{info.version}, and the set is at version {newest} now; to "
+            "go on with what was added since: --set train.only_new=true"
+        )
+    own = {"train": kept, "shard.name": info.name, "shard.block_shards": spec.block_shards}
+    return [*(f"{key}={json.dumps(value)}" for key, value in own.items()), *changes]

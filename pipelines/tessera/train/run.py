@@ -54,10 +54,17 @@ class Origin(Section):
     """File -> SHA-256."""
     point: RunPoint | None = None
     """Of the run that it goes on with; null takes weights alone."""
+    before: RunPoint | None = None
+    """Of weights alone: the end of the run of this home that made them, if one did."""
     offset: int = 0
     """Batches counted before the first of this run's order, which is another one than before."""
     seen: tuple[int, ...] | None = None
     """Generations that are left out, being known; null leaves out none."""
+
+    @property
+    def new_order(self) -> bool:
+        """Whether the run that goes on begins an order of its own."""
+        return self.point is not None and self.offset == self.point.step
 
     def identity(self) -> dict[str, Any]:
         """Neither names nor places."""
@@ -100,7 +107,7 @@ class RunResult(Entry):
     seconds: float
     """Of training, over all attempts; starting the ranks not counted."""
     skipped: tuple[int, ...] = ()
-    """Batches of the order, 0-based, that no step took: see `train.spikes`."""
+    """Batches, counted through the run from 0, that no step took: see `train.spikes`."""
 
     @property
     def tags(self) -> dict[str, str]:
@@ -173,9 +180,14 @@ class RunFolder:
         """Batches that no step took: of its record, or of its newest checkpoint; see `train.spikes`."""
         if (result := self.read_result()) is not None:
             return result.skipped
-        for state in sorted(self.checkpoints.glob("step-*/state.json"), reverse=True):
-            return tuple(json.loads(state.read_text(encoding="utf-8"))["progress"].get("skipped", ()))
-        return ()
+        for record in sorted(self.checkpoints.glob(f"step-*/{RECORD}"), reverse=True):
+            state = json.loads(record.with_name("state.json").read_text(encoding="utf-8"))
+            return tuple(state["progress"].get("skipped", ()))
+        origin = self.read_spec().origin
+        if origin is None or origin.point is None or origin.new_order:
+            return ()
+        end = origin.point.batch + origin.offset
+        return tuple(batch for batch in RunFolder(self.root.with_name(origin.point.run)).read_skipped() if batch < end)
 
     def read_spec(self) -> RunSpec:
         """Raises TrainingFailed when run.json is absent, FormatError when it is of another format."""

@@ -63,7 +63,7 @@ class SpikeSettings(Section):
     patience: int = Field(3, ge=1)
     """Spikes in a row after which the run goes back to its newest checkpoint and leaves out the batches since then."""
     most: int = Field(100, ge=1)
-    """Batches that may be skipped before the run is given up."""
+    """Spikes in all before the run is given up."""
 
 
 class HeldoutSettings(Section):
@@ -150,4 +150,6 @@ class TrainSettings(Section):
                 f"train.batch_size is {self.batch_size}, which train.ranks ({self.ranks}) does not divide; "
                 f"give a multiple of {self.ranks}"
             )
+        if self.memory_bytes is not None and self.parallel == "fsdp":
+            raise ValueError("train.memory_bytes cannot be measured with train.parallel=fsdp; set train.micro_batch")
         return self

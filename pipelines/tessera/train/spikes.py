@@ -3,7 +3,7 @@
 The loss is known before the update, so a lone bad batch leaves no trace. Where spikes go on, the weights themselves
 have gone astray: the run goes back to its newest checkpoint and takes none of the batches since then again, after
 Chowdhery et al. 2022 ("PaLM", section 5.1). Decisions are a function of the losses, which all ranks share and
-checkpoints keep, so that a resumed run decides alike.
+checkpoints keep, so that a resumed run decides alike; how far a run goes back hangs on when it saved.
 """
 
 from collections.abc import Sequence
