@@ -107,6 +107,12 @@ def test_the_run_and_its_checkpoint_of_the_old_home_are_read(old: Home) -> None:
 
     assert result is not None
     assert (spec.format, result.format, result.steps) == (1, 1, 2)
+    kept = json.loads(run.spec.read_text())["settings"]
+    methods = spec.settings.model_dump()["methods"]
+    assert {key: methods["wsd"][key] for key in kept["schedule"]} == kept["schedule"]
+    assert (methods["muon"]["lr"], methods["muon"]["momentum"], methods["clipping"]["norm"]) == tuple(
+        kept["optimizer"][key] for key in ("matrix_lr", "momentum", "clip_norm")
+    )
     opened = checkpoint.open_checkpoint(run.root / result.checkpoint)
     assert opened.weights_sha256 == result.weights_sha256
     assert open_split(run.manifest, split="train", shards_root=old.shards / "docs").num_tokens > 0

@@ -23,11 +23,14 @@ from tessera.files import write_whole
 from tessera.home import Home
 from tessera.lineage import Entry, ShardRecord, TrainRecord
 from tessera.shard.read.manifest import Labels
-from tessera.train.settings import TrainSettings
+from tessera.train.settings import TrainSettings, of_format_1
 
 SEMANTICS = 1
 """Raised when the same inputs and settings give other weights."""
 FORMAT = 1
+"""Of records."""
+SPEC_FORMAT = 2
+"""Of run.json: 2 has methods among the settings."""
 RECORD = "record.json"
 LOCK_SECONDS = 2.0
 
@@ -75,7 +78,7 @@ class Origin(Section):
 class RunSpec(Section):
     """run.json: all that a rank needs to know besides shards.arrow. Paths are relative to the home, which is ../.."""
 
-    format: int = FORMAT
+    format: int = SPEC_FORMAT
     run: str
     """The folder's name."""
     fingerprint: str
@@ -192,11 +195,15 @@ class RunFolder:
     def read_spec(self) -> RunSpec:
         """Raises TrainingFailed when run.json is absent, FormatError when it is of another format."""
         try:
-            spec = RunSpec.model_validate_json(self.spec.read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
+            values = json.loads(self.spec.read_text(encoding="utf-8"))
+            lineage.check_format(
+                values["format"], known=SPEC_FORMAT, what=str(self.spec), remedy="start a new run: --fresh"
+            )
+            if values["format"] == 1:
+                values["settings"] = of_format_1(values["settings"])
+            return RunSpec.model_validate(values)
+        except (OSError, ValueError, KeyError, TypeError) as error:  # pydantic's are ValueErrors
             raise TrainingFailed(f"{self.spec} cannot be read ({type(error).__name__}); start the run again") from None
-        lineage.check_format(spec.format, known=FORMAT, what=str(self.spec), remedy="start a new run: --fresh")
-        return spec
 
     def read_result(self) -> RunResult | None:
         """The record of a finished run; None while it is not finished.

@@ -5,7 +5,8 @@ fingerprint, so that a run may be resumed with others. Sums of floating-point nu
 which the run announces.
 """
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -153,3 +154,16 @@ class TrainSettings(Section):
         if self.memory_bytes is not None and self.parallel == "fsdp":
             raise ValueError("train.memory_bytes cannot be measured with train.parallel=fsdp; set train.micro_batch")
         return self
+
+
+def of_format_1(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as run.json of format 1 has them, in today's terms: schedule, clipping and Muon are methods now."""
+    optimizer = dict(values["optimizer"])
+    norm = optimizer.pop("clip_norm")
+    methods = {
+        "wsd": values["schedule"],
+        "clipping": {"strength": 0} if norm is None else {"norm": norm},
+        "muon": {"lr": optimizer.pop("matrix_lr"), "momentum": optimizer.pop("momentum")},
+    }
+    kept = {name: value for name, value in values.items() if name != "schedule"}
+    return {**kept, "optimizer": optimizer, "methods": methods}
