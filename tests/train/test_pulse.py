@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import socket
-import threading
 import time
 
 import psutil
@@ -74,7 +73,6 @@ def test_a_stopped_rank_is_named_and_ended_and_the_run_goes_on(make_run):
     ward = Ward(folder.root, seconds=3)
     with launcher_lock(folder), folder.log.open("w") as log:
         launcher = psutil.Popen(command, env=environment, stdout=log, stderr=log)
-        threading.Thread(target=launcher.wait).start()
         while not (folder.metrics.exists() and folder.metrics.read_text().count("\n") > 5):
             time.sleep(0.02)
         victim = json.loads((folder.root / "pulse" / "rank-1").read_text())["pid"]
