@@ -210,12 +210,11 @@ class Stages:
         settings, block_shards = self.settings.train, self.settings.shard.block_shards
         origin = self._origin(shards)
         fingerprint = run.fingerprint(settings, shards=shards, block_shards=block_shards, origin=origin)
-        if settings.purpose is not None and not shards.imported:
-            allowed = self.results.prepare_of(shards).purposes
-            governance.refuse_purpose(allowed, purpose=settings.purpose, option="train.purpose")
-            for earlier in self._sets_before(origin):
-                allowed = self.results.prepare_of(earlier).purposes
-                governance.refuse_purpose(allowed, purpose=settings.purpose, option="train.purpose")
+        if settings.purpose is not None:
+            for trained_on in (shards, *self._sets_before(origin)):
+                if not trained_on.imported:
+                    allowed = self.results.prepare_of(trained_on).purposes
+                    governance.refuse_purpose(allowed, purpose=settings.purpose, option="train.purpose")
 
         def make(tell: Tell) -> TrainRecord:
             self.start_early(lambda: tracking.prepare_store(self.settings.tracking, home=self.home))
@@ -258,7 +257,7 @@ class Stages:
         return origin.resolve(self.settings.train, shards=shards, home=self.home, fetch=fetch)
 
     def _sets_before(self, origin: "Origin | None") -> list[ShardRecord]:
-        """The sets that the weights were trained on, of which documents are known."""
+        """The sets that the weights were trained on by then."""
         from tessera.shard import manifest
         from tessera.train import ledger
         from tessera.train.run import RunFolder
@@ -267,8 +266,7 @@ class Stages:
         if not point:
             return []
         segments = ledger.segments(RunFolder(self.home.runs / point.run), steps=point.step)
-        records = [manifest.read_record(self.home, name=one.set_name, version=one.set_version) for one in segments]
-        return [record for record in records if not record.imported]
+        return [manifest.read_record(self.home, name=one.set_name, version=one.set_version) for one in segments]
 
     def _note_rows(self, record: TrainRecord, *, shards: ShardRecord, tell: Tell) -> None:
         """Writes which rows the run saw; it is finished, so what goes wrong here is only told."""

@@ -33,7 +33,7 @@ def folder(make_job):
 def restore(found, job):
     """A checkpoint's values into a job that is open, as a rewind does it."""
     assign(job.model, read_weights(found.folder), origin=found.folder)
-    checkpoint.restore_tensors(found, tensors=job.tensors())
+    checkpoint.restore_tensors(found, tensors=job.tensors(), like=job.parallel.like)
 
 
 def notices_of(folder):

@@ -126,7 +126,7 @@ def test_a_branch_from_an_earlier_step_and_the_ledger_of_all(make_job, begin):
     found = ledger.segments(leaf.folder, steps=11)
 
     assert [(one.first, one.last, one.first_step) for one in found] == [(0, 4, 1), (4, 9, 5), (9, 11, 10)]
-    assert [one.step_of(one.first) for one in found] == [1, 5, 10]
+    assert [one.steps_of(np.array([one.first])).tolist() for one in found] == [[1], [5], [10]]
 
 
 @pytest.fixture

@@ -189,20 +189,30 @@ def export(model: nn.Module, *, folder: Path, weights: Mapping[str, Tensor] | No
     save_file(dict(weights or unique_weights(model)), folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def unique_weights(model: nn.Module) -> dict[str, Tensor]:
+def unique_weights(model: nn.Module, *, copied: bool = False) -> dict[str, Tensor]:
     """The model's values by name, a tied weight only under its first name; on the CPU and contiguous.
 
     Experts come one by one, as views of what the model holds.
+
+    Args:
+        copied: no value shares memory with the model: see `on_cpu`.
     """
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     named = {name: value for name, value in model.state_dict().items() if name not in tied}
-    values = {name: _whole(value.detach()).cpu().contiguous() for name, value in named.items()}
+    values = {name: on_cpu(value, copied=copied) for name, value in named.items()}
     return split(values, model_type=_model_type(model))
 
 
-def _whole(value: Tensor) -> Tensor:
-    """All of a tensor that may be sharded over ranks, each of which must then ask for it."""
-    return value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[no-any-return]
+def on_cpu(value: Tensor, *, copied: bool = False) -> Tensor:
+    """All of a tensor, contiguous; one that is sharded over ranks is gathered, and each of them must ask for it.
+
+    Args:
+        copied: what lies on the CPU already is copied too, so that it stays as it is now.
+    """
+    value = value.detach()
+    whole: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    here = whole.cpu().contiguous()
+    return here.clone() if copied and here.data_ptr() == whole.data_ptr() else here
 
 
 def num_parameters(model: nn.Module) -> int:

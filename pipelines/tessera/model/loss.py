@@ -5,6 +5,7 @@ so memory is chunk x V instead of N x V, for the price of holding one gradient o
 the work of both; backward only scales. After Liger kernels' fused linear cross-entropy, in plain torch.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ IGNORED = -100
 """The label of positions that count for nothing."""
 CHUNK = 1024
 """Tokens projected at a time."""
+
+CrossEntropy = Callable[..., Tensor]
+"""(hidden [N, D], weight [V, D], labels=[N]) -> the sum of nats."""
 
 
 def chunked_cross_entropy(hidden: Tensor, weight: Tensor, *, labels: Tensor, chunk: int = CHUNK) -> Tensor:
@@ -37,7 +41,9 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, *, labels: Tensor, chu
     return total
 
 
-def causal_nats(model: nn.Module, batch: dict[str, Tensor], *, chunk: int = CHUNK) -> Tensor:
+def causal_nats(
+    model: nn.Module, batch: dict[str, Tensor], *, cross_entropy: CrossEntropy = chunked_cross_entropy
+) -> Tensor:
     """The loss of a batch: sum of nats over its labels, a scalar with gradient.
 
     Args:
@@ -46,7 +52,7 @@ def causal_nats(model: nn.Module, batch: dict[str, Tensor], *, chunk: int = CHUN
     """
     hidden = hidden_states(model, batch)
     head = model.get_output_embeddings()  # type: ignore[operator]
-    return chunked_cross_entropy(hidden.flatten(0, 1), head.weight, labels=batch["labels"].flatten(), chunk=chunk)
+    return cross_entropy(hidden.flatten(0, 1), head.weight, labels=batch["labels"].flatten())
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ trained is in the run folder, the settings of prepare in the configuration that 
 another than the one of the command that prepared: the fingerprint of the documents says whether it is.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +24,11 @@ from tessera.results import Results
 from tessera.serve.stage import FINGERPRINT_TAG
 from tessera.settings import Settings
 from tessera.shard import artefact
-from tessera.train.run import RunFolder, RunSpec
+from tessera.train.run import STATE, RunFolder, RunSpec, read_json
+from tessera.train.ship import ABOUT, read_about
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
-
-CONFIG, STATE = "mlflow.json", "state.json"
-"""Of a run folder, what MLflow was told; of a checkpoint, its loader, progress and surroundings."""
 
 
 @dataclass(frozen=True)
@@ -99,22 +96,14 @@ def find(home: Home, *, model: str, settings: Settings, results: Results) -> Rec
         shards=shards,
         train=train,
         spec=folder.read_spec(),
-        config=_kept(folder.root / CONFIG).get("params", {}),
+        config=read_about(folder).get("params", {}),
         environment=environment(home.resolve(train.checkpoint)),
     )
 
 
 def environment(checkpoint: Path) -> dict[str, Any]:
     """What decides the last bits of sums, as a checkpoint has it: see `train.opening`. Empty where it is gone."""
-    return dict(_kept(checkpoint / STATE).get("environment", {}))
-
-
-def _kept(path: Path) -> dict[str, Any]:
-    """A JSON file that says something of a run; {} where it is gone."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
+    return dict(read_json(checkpoint / STATE).get("environment", {}))
 
 
 def refuse_gone(home: Home, recorded: Recorded) -> None:
@@ -185,7 +174,7 @@ def judging(home: Home, recorded: Recorded, *, spark: "Callable[[], SparkSession
     try:
         settings = PrepareSettings.model_validate(recorded.config.get("prepare", {}))
     except ValidationError:
-        return NotAsked(f"{recorded.train.run}/{CONFIG} does not hold its settings")
+        return NotAsked(f"{recorded.train.run}/{ABOUT} does not hold its settings")
     if {source.name for source in settings.sources} != tables_read.keys():
         return NotAsked(f"the run was given other sources than documents@{recorded.prepare.table.version} came from")
     pinned = tuple(_pinned(source, table=tables_read[source.name], home=home) for source in settings.sources)

@@ -9,12 +9,11 @@ checkpoint is whole or does not exist. No pickle is written or read. Costs 0.1 s
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,12 +22,12 @@ from tessera import failpoints
 from tessera.errors import CorruptCheckpoint
 from tessera.files import sync
 from tessera.lineage import check_format, sha256_file
-from tessera.model.build import WEIGHTS, export, unique_weights
+from tessera.model.build import WEIGHTS, export, on_cpu, unique_weights
 from tessera.shard import chat, tokenizer
-from tessera.train.run import FORMAT, RECORD, to_json, write_durable
+from tessera.train import run as runs
+from tessera.train.run import FORMAT, RECORD, STATE, to_json, write_durable
 
 OPTIMIZER = "optimizer.safetensors"
-STATE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,8 @@ class Snapshot:
 
 def take(model: nn.Module, *, tensors: Mapping[str, Tensor]) -> Snapshot:
     """Copies the values of now."""
-    return Snapshot(_copies(unique_weights(model)), _copies(tensors))
+    copies = {name: on_cpu(value, copied=True) for name, value in tensors.items()}
+    return Snapshot(unique_weights(model, copied=True), copies)
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder=folder, state=state, weights_sha256=files[WEIGHTS][1])
 
 
-def restore_tensors(
-    checkpoint: Checkpoint, *, tensors: Mapping[str, Tensor], like: Callable[..., Tensor] = lambda value, shards: value
-) -> None:
+def restore_tensors(checkpoint: Checkpoint, *, tensors: Mapping[str, Tensor], like: Callable[..., Tensor]) -> None:
     """Copies a checkpoint's values into the tensors of an optimizer and of methods.
 
     Args:
@@ -168,7 +166,7 @@ def prune(checkpoints: Path, *, keep: int, keep_best: int = 0) -> None:
         keep: the newest.
         keep_best: besides, those with the fewest held-out bits per byte, of those that were measured at their step.
     """
-    committed = list(_committed(checkpoints))
+    committed = runs.committed(checkpoints)
     measured = {folder: bits for folder in committed[:-keep] if (bits := _heldout_bits(folder)) is not None}
     kept = {*committed[-keep:], *sorted(measured, key=lambda folder: (measured[folder], folder))[:keep_best]}
     for folder in sorted(checkpoints.glob("step-*")):
@@ -181,13 +179,3 @@ def _heldout_bits(folder: Path) -> float | None:
     progress = json.loads((folder / STATE).read_text(encoding="utf-8")).get("progress", {})
     measured = progress.get("bits_per_byte_step") == progress.get("next_step")
     return float(progress["bits_per_byte"]) if measured else None
-
-
-def _copies(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous, of no memory that another holds, and whole where ranks share them, which then all must copy."""
-    whole = {name: getattr(value.detach(), "full_tensor", value.detach)() for name, value in values.items()}
-    return {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in whole.items()}
-
-
-def _committed(checkpoints: Path) -> Iterator[Path]:
-    return (folder for folder in sorted(checkpoints.glob("step-*")) if (folder / RECORD).is_file())

@@ -6,11 +6,9 @@ order of at most two epochs, 0.3 us a sample, and a few numbers a sample.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tessera.erasures import Erased
 from tessera.errors import ShardSetError, SourceError, TrainingFailed
@@ -18,15 +16,13 @@ from tessera.home import Home
 from tessera.shard import forget as shards
 from tessera.shard.read.order import Order
 from tessera.train import ledger
-from tessera.train.ledger import Segment
-from tessera.train.metrics import Tail
+from tessera.train.ledger import Int, Segment
+from tessera.train.metrics import last_step
 from tessera.train.run import RunFolder
 from tessera.train.ship import known_run_id
 
 CHUNK = 2**20
 NEVER = -1
-
-Int = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -73,15 +69,19 @@ def draws(
     Returns:
         times [n], and the first global index [n], NEVER where there is none.
     """
+    before = np.cumsum(order.samples_per_shard) - order.samples_per_shard
+    sorter = np.argsort(targets)
     times, first = np.zeros(len(targets), np.int64), np.full(len(targets), NEVER)
     for low, high, weight in _stretches(order.num_samples, begin, end, whole=bool(skipped)):
         for start in range(low, high, CHUNK):
-            at, index = _hits(order, start, min(start + CHUNK, high), targets=targets)
+            at, index = _hits(order, start, min(start + CHUNK, high), before, targets, sorter)
             taken = ~np.isin(index // batch_size, skipped)
             at, index = at[taken], index[taken]
             np.add.at(times, at, weight)
             unseen = first[at] == NEVER
             first[at[unseen][::-1]] = index[unseen][::-1]  # of equal ones the first is written last
+            if weight > 1 and (first != NEVER).all():
+                break  # an epoch holds each once
     return times, first
 
 
@@ -97,10 +97,8 @@ def _stretches(epoch: int, begin: int, end: int, *, whole: bool) -> Iterator[tup
     yield end - end % epoch, end, 1
 
 
-def _hits(order: Order, begin: int, end: int, *, targets: Int) -> tuple[Int, Int]:
+def _hits(order: Order, begin: int, end: int, before: Int, targets: Int, sorter: Int) -> tuple[Int, Int]:
     """Which targets come at global indices `begin` to `end` - 1, and at which, in order."""
-    sorter = np.argsort(targets)
-    before = np.cumsum(order.samples_per_shard) - order.samples_per_shard
     index = np.arange(begin, end, dtype=np.int64)
     shard, sample = order.locate(index)
     number = before[shard] + sample
@@ -145,7 +143,8 @@ def _seen(segment: Segment, *, places: list[dict[str, Any]]) -> Iterator[Seen]:
         at = np.searchsorted(targets, sorted(numbers))
         drawn = at[times[at] > 0]
         if len(drawn):
-            yield Seen(doc_id, int(times[drawn].sum()), segment.step_of(int(first[drawn].min()) // size))
+            (step,) = segment.steps_of(first[drawn].min(keepdims=True) // size)
+            yield Seen(doc_id, int(times[drawn].sum()), int(step))
 
 
 def num_steps(folder: RunFolder) -> int:
@@ -153,4 +152,4 @@ def num_steps(folder: RunFolder) -> int:
     result = folder.read_result()
     if result is not None:
         return result.steps
-    return max((int(line["step"]) for line in Tail(Path(folder.metrics)).read() if "step" in line), default=0)
+    return last_step(folder.metrics)

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from tessera.errors import TrainingFailed
 from tessera.model.build import num_parameters
-from tessera.model.loss import hidden_states, whole_cross_entropy
+from tessera.model.loss import CrossEntropy, causal_nats, whole_cross_entropy
 from tessera.shard.read.batches import Batch, batch_at, make_state
 from tessera.shard.read.order import Order
 from tessera.shard.read.shards import Shards
@@ -31,7 +32,6 @@ from tessera.train.saver import Saver
 SEED_STRIDE = 1_000_003
 """Keeps the random numbers of two steps and two seeds apart, should a model draw any."""
 
-CrossEntropy = Callable[..., Tensor]
 ResultT = TypeVar("ResultT")
 
 
@@ -84,6 +84,8 @@ class Job:
     """What, if it changes, changes the last bits of sums; see `opening.environment`."""
     flops_per_token: float = 0.0
     """See `model.cost`."""
+    peak_flops: float | None = None
+    """FLOP/s of the devices of all ranks together, if known; see `utilisation`."""
     progress: Progress = field(default_factory=Progress)
     writer: metrics.Writer | None = None
     last_saved: tuple[int, float] = (0, 0.0)
@@ -93,7 +95,6 @@ class Job:
     """What a method may make of rows as they lie in the shards."""
     saver: Saver = field(default_factory=Saver)
     cross_entropy: CrossEntropy = whole_cross_entropy
-    """(hidden [N, D], weight [V, D], labels [N]) -> the sum of nats."""
 
     @property
     def first_step(self) -> int:
@@ -129,14 +130,8 @@ class Job:
 
     def nats(self, part: Batch) -> Tensor:
         """The loss of a micro-batch: the sum of nats over its labels, with gradient."""
-
-        def compute(model: nn.Module, part: Batch) -> Tensor:
-            hidden = hidden_states(model, part).flatten(0, 1)
-            weight = model.get_output_embeddings().weight  # type: ignore[operator]
-            return self.cross_entropy(hidden, weight, labels=part["labels"].flatten())
-
         with self.precision():
-            return self.parallel.call(compute, part)
+            return self.parallel.call(partial(causal_nats, cross_entropy=self.cross_entropy), part)
 
     def within_memory(self, compute: Callable[[], ResultT]) -> ResultT:
         """What `compute` gives; where the device's memory does not suffice, again with half the micro-batch.
@@ -191,12 +186,8 @@ class Job:
 
     def speed(self, tokens: float, *, seconds: float) -> dict[str, float]:
         """Of a step over all ranks, and the memory of this one; see `utilisation`."""
-        device = self.ranks.device
-        peak = utilisation.peak_flops(device, settings=self.spec.settings)
-        made = utilisation.speed(
-            tokens, seconds=seconds, flops_per_token=self.flops_per_token, peak=peak and peak * self.ranks.world
-        )
-        return {**made, "memory_bytes": utilisation.memory_bytes(device)}
+        made = utilisation.speed(tokens, seconds=seconds, flops_per_token=self.flops_per_token, peak=self.peak_flops)
+        return {**made, "memory_bytes": utilisation.memory_bytes(self.ranks.device)}
 
     def log(self, line: dict[str, float]) -> None:
         """One line of metrics.jsonl, from rank 0."""

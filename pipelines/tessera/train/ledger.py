@@ -6,9 +6,14 @@ skipped, and the order gives back its samples.
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tessera.shard.read.order import Order
 from tessera.shard.run_manifest import SetInfo, read_run_manifest
 from tessera.train.run import RunFolder, RunPoint
+
+Int = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -28,9 +33,9 @@ class Segment:
     first_step: int
     """The step of batch `first`, from 1."""
 
-    def step_of(self, batch: int) -> int:
-        """From 1."""
-        return self.first_step + batch - self.first - sum(other < batch for other in self.skipped)
+    def steps_of(self, batches: Int) -> Int:
+        """The steps, from 1, that took these batches, none of them skipped."""
+        return self.first_step + batches - self.first - np.searchsorted(sorted(self.skipped), batches)
 
 
 def segments(folder: RunFolder, *, steps: int) -> list[Segment]:
@@ -39,25 +44,25 @@ def segments(folder: RunFolder, *, steps: int) -> list[Segment]:
     Raises:
         TrainingFailed, ShardSetError: a run folder that it names cannot be read.
     """
-    spec = folder.read_spec()
-    offset = spec.origin.offset if spec.origin else 0
-    skipped = folder.read_skipped()
-    end = RunPoint(run=folder.root.name, step=steps, batch=steps + len(skipped) - offset)
-    return _until(folder, end, skipped=skipped)
+    return _until(end(folder, steps=steps), folder=folder)
 
 
-def _until(folder: RunFolder, end: RunPoint, *, skipped: tuple[int, ...]) -> list[Segment]:
+def end(folder: RunFolder, *, steps: int) -> RunPoint:
+    """The moment at which a run has done so many steps, its last."""
+    origin = folder.read_spec().origin
+    batch = steps + len(folder.read_skipped()) - (origin.offset if origin else 0)
+    return RunPoint(run=folder.root.name, step=steps, batch=batch)
+
+
+def _until(end: RunPoint, *, folder: RunFolder) -> list[Segment]:
     spec = folder.read_spec()
     point = spec.origin.point if spec.origin else None
     offset = spec.origin.offset if spec.origin else 0
     before: list[Segment] = []
     first, first_step = 0, 1
-    if spec.origin and spec.origin.before:
-        made = RunFolder(folder.root.with_name(spec.origin.before.run))
-        before = _until(made, spec.origin.before, skipped=made.read_skipped())
+    if earlier := spec.origin and (spec.origin.point or spec.origin.before):
+        before = _until(earlier, folder=RunFolder(folder.root.with_name(earlier.run)))
     if spec.origin and point is not None:
-        parent = RunFolder(folder.root.with_name(point.run))
-        before = _until(parent, point, skipped=parent.read_skipped())
         first, first_step = (0 if spec.origin.new_order else point.batch), point.step + 1
     table = read_run_manifest(folder.manifest)
     info = SetInfo.from_metadata(table.schema.metadata)
@@ -66,6 +71,6 @@ def _until(folder: RunFolder, end: RunPoint, *, skipped: tuple[int, ...]) -> lis
         set_name=info.name, set_version=info.version, files=tuple(row["file"] for row in rows),
         order=Order([row["samples"] for row in rows], seed=spec.settings.seed, block_shards=spec.block_shards),
         batch_size=spec.settings.batch_size, first=first, last=end.batch, first_step=first_step,
-        skipped=tuple(batch - offset for batch in skipped if first <= batch - offset < end.batch),
+        skipped=tuple(batch - offset for batch in folder.read_skipped() if first <= batch - offset < end.batch),
     )  # fmt: skip
     return [*before, own]

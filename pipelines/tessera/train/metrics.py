@@ -55,6 +55,11 @@ class Tail:
                 yield json.loads(line)
 
 
+def last_step(path: Path) -> int:
+    """The newest step that was written down; 0 before the first."""
+    return max((int(line["step"]) for line in Tail(path).read() if "step" in line), default=0)
+
+
 def cut_back(path: Path, *, step: int) -> None:
     """Removes what was written after step `step`, so that training on from there writes every step once."""
     kept = [line for line in Tail(path).read() if line["step"] <= step]

@@ -24,6 +24,7 @@ from tessera.train.parallel import Parallel, Replicated
 from tessera.train.ranks import Ranks
 from tessera.train.run import RunFolder
 from tessera.train.settings import TrainSettings
+from tessera.train.utilisation import peak_flops
 
 
 def open_job(folder: RunFolder, *, attempt: int, ranks: Ranks) -> Job:
@@ -47,12 +48,13 @@ def open_job(folder: RunFolder, *, attempt: int, ranks: Ranks) -> Job:
     model.to(ranks.device).train()
     if settings.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    flops = flops_per_token(model, seq_len=info.seq_len)
+    flops, peak = flops_per_token(model, seq_len=info.seq_len), peak_flops(ranks.device, settings=settings)
     parallel = _share(model, settings=settings, ranks=ranks)
     job = Job(
         folder=folder, spec=spec, attempt=attempt, ranks=ranks, train=train, heldout=_open(folder, split="heldout"),
         order=make_order(train, seed=settings.seed, block_shards=spec.block_shards), model=model, parallel=parallel,
         optimizer=AdamW(model, settings=settings.optimizer), flops_per_token=flops,
+        peak_flops=peak and peak * ranks.world,
         environment=environment(ranks, settings=settings),
     )  # fmt: skip
     job.methods = method.make(settings.methods, job=job)

@@ -13,7 +13,8 @@ from tessera.errors import ConfigError
 from tessera.home import Home
 from tessera.lineage import ShardRecord
 from tessera.shard.run_manifest import read_run_manifest
-from tessera.train.run import RECORD, Origin, RunFolder, RunPoint, folder_hashes
+from tessera.train import ledger
+from tessera.train.run import RECORD, STATE, Origin, RunFolder, RunPoint, committed, folder_hashes, named
 from tessera.train.settings import TrainSettings
 
 MODEL_URI = "models:/"
@@ -39,15 +40,14 @@ def resolve(settings: TrainSettings, *, shards: ShardRecord, home: Home, fetch: 
         return _of_run(RunFolder(home.runs / name), step=step, given=given, settings=settings, shards=shards)
     folder = fetch(given) if given.startswith(MODEL_URI) else Path(given).expanduser().absolute()
     if settings.only_new or not folder.is_dir():
-        runs = ", ".join(sorted(path.name for path in home.runs.glob("*"))) or "none"
-        raise ConfigError(f"train.from {given} is no run of this home (there are: {runs}), and no folder")
+        raise ConfigError(f"train.from {given} is no run of this home (there are: {named(home)}), and no folder")
     weights = folder_hashes(folder)
     return Origin(given=given, folder=_place(folder, home=home), weights=weights, before=_made_by(weights, home=home))
 
 
 def _of_run(folder: RunFolder, *, step: str, given: str, settings: TrainSettings, shards: ShardRecord) -> Origin:
     checkpoint = _checkpoint(folder, step=step, given=given)
-    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     spec, loader, done = folder.read_spec(), state["loader"], int(state["num_steps"])
     if settings.steps <= done:
         raise ConfigError(
@@ -84,20 +84,17 @@ def _made_by(weights: Mapping[str, str], *, home: Home) -> RunPoint | None:
         folder = RunFolder(root)
         result = folder.read_result()
         if result is not None and result.weights_sha256 in weights.values():
-            origin = folder.read_spec().origin
-            batch = result.steps + len(result.skipped) - (origin.offset if origin else 0)
-            return RunPoint(run=root.name, step=result.steps, batch=batch)
+            return ledger.end(folder, steps=result.steps)
     return None
 
 
 def _checkpoint(folder: RunFolder, *, step: str, given: str) -> Path:
-    committed = {path.parent.name: path.parent for path in sorted(folder.checkpoints.glob(f"step-*/{RECORD}"))}
-    wanted = f"step-{int(step):08}" if step.isdecimal() else ""
-    if step and wanted in committed:
-        return committed[wanted]
-    if committed and not step:
-        return committed[max(committed)]
-    steps = ", ".join(str(int(name.removeprefix("step-"))) for name in committed) or "none"
+    saved = {str(int(path.name.removeprefix("step-"))): path for path in committed(folder.checkpoints)}
+    if saved and not step:
+        return list(saved.values())[-1]
+    if step in saved:
+        return saved[step]
+    steps = ", ".join(saved) or "none"
     raise ConfigError(f"train.from {given}: the run has checkpoints of these steps: {steps}; give RUN or RUN@STEP")
 
 

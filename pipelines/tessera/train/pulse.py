@@ -12,12 +12,14 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 BEAT_SECONDS = 0.5
+SILENT_SECONDS = 4.0
+"""A process that has written nothing for so long stands still itself."""
 PACE_SECONDS = 30.0
 """How long ranks are compared before one is called slow."""
 SLOW_SHARE = 0.25
@@ -143,7 +145,7 @@ class Ward:
         late = {rank: one for rank, one in self._seen.items() if now - one.changes_at > self._seconds}
         if not late or len(late) < len(self._seen):
             return None
-        silent = {rank for rank, one in late.items() if now - one.beat_at > min(self._seconds, 8 * BEAT_SECONDS)}
+        silent = {rank for rank, one in late.items() if now - one.beat_at > min(self._seconds, SILENT_SECONDS)}
         worst = min(late, key=lambda rank: (rank not in silent, late[rank].said["waits"], -late[rank].changes_at, rank))
         said = late[worst].said
         return Stalled(worst, step=said["step"], host=said["host"], pid=said["pid"], silent=worst in silent)
@@ -153,13 +155,12 @@ class Ward:
 
         Over PACE_SECONDS each; the slowest waits least.
         """
-        said = {rank: one.said for rank, one in self._seen.items()}
-        before, self._paced = self._paced, self._paced or said
-        if len(said) < 2 or before.keys() != said.keys() or any(before[r]["pid"] != said[r]["pid"] for r in said):
+        said, before = {rank: one.said for rank, one in self._seen.items()}, self._paced
+        if _processes(before) != _processes(said):
             self._paced = said
             return None
         spans = {rank: said[rank]["time"] - before[rank]["time"] for rank in said}
-        if min(spans.values()) < PACE_SECONDS:
+        if len(said) < 2 or min(spans.values()) < PACE_SECONDS:
             return None
         self._paced = said
         shares = {r: (said[r]["waited_seconds"] - before[r]["waited_seconds"]) / spans[r] for r in said}
@@ -177,3 +178,7 @@ class Ward:
         if one.changes != said["changes"] or one.said.get("pid") != said["pid"]:
             one.changes, one.changes_at = said["changes"], now
         one.said = said
+
+
+def _processes(said: Mapping[int, Mapping[str, Any]]) -> dict[int, int]:
+    return {rank: one["pid"] for rank, one in said.items()}

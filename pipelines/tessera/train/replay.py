@@ -18,8 +18,8 @@ from tessera.errors import Conflict
 from tessera.home import Home
 from tessera.lineage import TableVersion
 from tessera.tracking import TrackedRun, TrackingSettings, tracking_uri
-from tessera.train.run import RunFolder, launcher_lock, to_json, write_durable
-from tessera.train.ship import ABOUT, FINISHED, LATER, Ending, Shipper, known_run_id, read_about, read_cursor, read_json
+from tessera.train.run import RunFolder, launcher_lock, read_json, to_json, write_durable
+from tessera.train.ship import ABOUT, FINISHED, LATER, Ending, Shipper, known_run_id, read_about, read_cursor
 
 EVALUATIONS = "evaluation-*.json"
 REPLAY_SECONDS = 12.0
@@ -83,7 +83,7 @@ def keep_evaluation(
 
 def unsent_evaluations(folder: RunFolder) -> list[Path]:
     """Files of evaluations that MLflow has not taken, oldest first."""
-    kept = {path: read_json(folder, path.name) for path in folder.root.glob(EVALUATIONS)}
+    kept = {path: read_json(path) for path in folder.root.glob(EVALUATIONS)}
     return sorted((path for path, one in kept.items() if one.get("sent") is False), key=lambda path: kept[path]["time"])
 
 
@@ -111,7 +111,7 @@ def _send_evaluation(
     path: Path, *, folder: RunFolder, settings: TrackingSettings, notice: Callable[[str], None], seconds: float
 ) -> bool:
     """Whether MLflow answered; what it says no to stays kept too: it may be another store than usual."""
-    kept: dict[str, Any] = read_json(folder, path.name)
+    kept: dict[str, Any] = read_json(path)
     try:
         run = TrackedRun(tracking_uri(settings, home=folder.home), known_run_id(folder) or kept["run_id"])
         away.insist(

@@ -8,7 +8,7 @@ from tessera.errors import ConfigError
 from tessera.home import Home
 from tessera.shard.manifest import read_record
 from tessera.shard.run_manifest import SetInfo, read_run_manifest
-from tessera.train.run import RunFolder
+from tessera.train.run import RunFolder, named
 from tessera.train.settings import TrainSettings
 
 
@@ -25,8 +25,7 @@ def assignments(home: Home, *, run: str, changes: Sequence[str]) -> list[str]:
     name, _, step = run.partition("@")
     folder = RunFolder(home.runs / name)
     if "/" in name or not folder.spec.is_file():
-        known = ", ".join(sorted(path.name for path in home.runs.glob("*"))) or "none"
-        raise ConfigError(f"--resume {run}: there is no such run in {home.runs}; there are: {known}")
+        raise ConfigError(f"--resume {run}: there is no such run in {home.runs}; there are: {named(home)}")
     spec = folder.read_spec()
     kept = spec.settings.model_dump(mode="json")
     given = [Layer(layer.origin, layer.values["train"]) for layer in parse_set(changes) if "train" in layer.values]

@@ -8,7 +8,6 @@ written again. It holds ids, no text; rows that were erased stay in it, since we
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
-from operator import add
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +25,7 @@ from tessera.train.run import RunFolder
 from tessera.train.seen import COLUMNS, TABLE, path
 
 STATS_COLUMNS = ",".join(COLUMNS)
-LOCATED = "shard int, sample int, times long, first long"
+LOCATED = "shard int, sample int, times long, first_step long"
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,13 @@ class Drawn:
             position = batch["id"].to_numpy()
             later = position >= self.first
             index = np.where(later, self.end - self.length + position, self.begin + position)
-            taken = ~np.isin(index // self.segment.batch_size, self.segment.skipped)
-            index, later = index[taken], later[taken]
+            batches_of = index // self.segment.batch_size
+            taken = ~np.isin(batches_of, self.segment.skipped)
+            index, later, batches_of = index[taken], later[taken], batches_of[taken]
             shard, sample = self.segment.order.locate(index)
             columns = {
                 "shard": shard.astype(np.int32), "sample": sample.astype(np.int32),
-                "times": np.where(later, 1, max(self.epochs, 1)), "first": index,
+                "times": np.where(later, 1, max(self.epochs, 1)), "first_step": self.segment.steps_of(batches_of),
             }  # fmt: skip
             yield pa.RecordBatch.from_pydict(columns)
 
@@ -119,19 +119,12 @@ def _rows(spark: SparkSession, folder: RunFolder, *, train: TrainRecord, shards:
 
 
 def _of_segment(spark: SparkSession, segment: Segment, *, home: Home) -> DataFrame:
-    """doc_id, source, times, first_step of the rows of one segment."""
+    """doc_id, source, times, first_step of the pieces of rows in one segment."""
     drawn = Drawn(segment)
-    samples = (
-        spark.range(drawn.length).mapInArrow(drawn.locate, LOCATED)
-        .groupBy("shard", "sample").agg(F.sum("times").alias("times"), F.min("first").alias("first"))
-    )  # fmt: skip
+    seen = (F.sum("times").alias("times"), F.min("first_step").alias("first_step"))
+    samples = spark.range(drawn.length).mapInArrow(drawn.locate, LOCATED).groupBy("shard", "sample").agg(*seen)
     names = spark.createDataFrame(list(enumerate(segment.files)), "shard int, file string")
     shards = read_record(home, name=segment.set_name, version=segment.set_version)
     spans = at_version(spark, home.resolve(shards.spans.path), version=shards.spans.version)
     places = spans.where("split = 'train'").select("doc_id", "source", "file", "sample").distinct()
-    found = samples.join(F.broadcast(names), on="shard").join(places, on=["file", "sample"])
-    batch = F.expr(f"min(first) div {segment.batch_size}")
-    rows = found.groupBy("doc_id", "source").agg(F.sum("times").alias("times"), batch.alias("batch"))
-    earlier = reduce(add, ((F.lit(other) < F.col("batch")).cast("int") for other in segment.skipped), F.lit(0))
-    step = F.col("batch") - segment.first + segment.first_step - earlier
-    return rows.withColumn("first_step", step).drop("batch")
+    return samples.join(F.broadcast(names), on="shard").join(places, on=["file", "sample"])

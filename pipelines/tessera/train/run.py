@@ -32,6 +32,8 @@ FORMAT = 1
 SPEC_FORMAT = 2
 """Of run.json: 2 has methods among the settings."""
 RECORD = "record.json"
+STATE = "state.json"
+"""Of a checkpoint: progress, loader, environment."""
 LOCK_SECONDS = 2.0
 
 
@@ -183,9 +185,8 @@ class RunFolder:
         """Batches that no step took: of its record, or of its newest checkpoint; see `train.spikes`."""
         if (result := self.read_result()) is not None:
             return result.skipped
-        for record in sorted(self.checkpoints.glob(f"step-*/{RECORD}"), reverse=True):
-            state = json.loads(record.with_name("state.json").read_text(encoding="utf-8"))
-            return tuple(state["progress"].get("skipped", ()))
+        if saved := committed(self.checkpoints):
+            return tuple(read_json(saved[-1] / STATE).get("progress", {}).get("skipped", ()))
         origin = self.read_spec().origin
         if origin is None or origin.point is None or origin.new_order:
             return ()
@@ -291,6 +292,16 @@ def is_complete(folder: Path) -> bool:
         return False
 
 
+def committed(checkpoints: Path) -> list[Path]:
+    """The checkpoints of a run that have their record, oldest first."""
+    return [record.parent for record in sorted(checkpoints.glob(f"step-*/{RECORD}"))]
+
+
+def named(home: Home) -> str:
+    """The runs of a home, for errors."""
+    return ", ".join(sorted(path.name for path in home.runs.glob("*"))) or "none"
+
+
 def choose_folder(home: Home, *, fingerprint: str, set_name: str, fresh: bool) -> RunFolder:
     """The folder to train in: the newest of this fingerprint, or a new one if there is none or `fresh` asks for it."""
     name = f"{set_name}-{fingerprint[:12]}"
@@ -329,6 +340,14 @@ def launcher_lock(folder: RunFolder) -> Iterator[None]:
 def write_durable(path: Path, text: str) -> None:
     """Writes a small file whole or not at all."""
     write_whole(path, text.encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A small file of a run; {} when it is absent or no JSON."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
 
 
 def to_json(value: Any) -> str:

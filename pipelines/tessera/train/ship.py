@@ -8,7 +8,6 @@ What MLflow lacks when a run ends is said, stays in metrics.jsonl, and is sent b
 later command (see `replay`): mlflow.json says beside it what else MLflow is to know, and how and when the run ended.
 """
 
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from tessera.lineage import TableVersion
 from tessera.tracking import TrackedRun, TrackingSettings
 from tessera.train import pulse
 from tessera.train.metrics import Tail
-from tessera.train.run import RunFolder, to_json, write_durable
+from tessera.train.run import RunFolder, read_json, to_json, write_durable
 
 CURSOR, ABOUT = "shipped.json", "mlflow.json"
 SHIP_SECONDS = 2.0
@@ -240,17 +239,9 @@ def known_run_id(folder: RunFolder) -> str:
 
 def read_cursor(folder: RunFolder) -> dict[str, Any]:
     """The MLflow run, the newest step it was sent, and the status it was given; {} before the first answer."""
-    return read_json(folder, CURSOR)
+    return read_json(folder.root / CURSOR)
 
 
 def read_about(folder: RunFolder) -> dict[str, Any]:
     """What MLflow is to know of a run besides its metrics; {} before its first launch."""
-    return read_json(folder, ABOUT)
-
-
-def read_json(folder: RunFolder, name: str) -> dict[str, Any]:
-    """A small file of the run folder; {} when it is absent or no JSON."""
-    try:
-        return dict(json.loads((folder.root / name).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
+    return read_json(folder.root / ABOUT)

@@ -130,7 +130,9 @@ def note_start(folder: Path, *, attempt: int) -> None:
     """
     if os.environ.get("RANK", "0") != "0":
         return
-    path, step = folder / "starts.jsonl", last_step(folder)
+    from tessera.train.metrics import last_step
+
+    path, step = folder / "starts.jsonl", last_step(folder / "metrics.jsonl")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     earlier = [json.loads(line).get("step") for line in lines]
     with path.open("a", encoding="utf-8") as file:
@@ -151,13 +153,6 @@ def _last_words(folder: Path) -> str:
         return ""
     newest = max(said, key=lambda entry: float(entry["time"]))
     return f" (rank {newest['rank']}: {newest['type']} {newest['message']})".replace(" )", ")")
-
-
-def last_step(folder: Path) -> int:
-    """The last step in metrics.jsonl; 0 before the first."""
-    from tessera.train.metrics import Tail
-
-    return max((int(line["step"]) for line in Tail(folder / "metrics.jsonl").read()), default=0)
 
 
 def report(error: BaseException, *, folder: Path, attempt: int) -> None:
