@@ -153,7 +153,7 @@ def test_other_ranks_or_versions_make_weights_not_comparable(copy: Line) -> None
 @pytest.mark.parametrize("known", [True, False])
 def test_what_comes_out_otherwise_is_named(copy: Line, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A record that lies: of the shards' seed, and of the configuration by which documents were split."""
-    about = copy.home.resolve(newest(copy.home, TrainRecord).run) / record.CONFIG
+    about = copy.home.resolve(newest(copy.home, TrainRecord).run) / record.ABOUT
     params = json.loads(about.read_text(encoding="utf-8"))["params"]
     change(about, params={**params, "prepare": {**params["prepare"], "holdout": 0.5}})
     true = Results.shard_of
