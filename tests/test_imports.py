@@ -13,7 +13,7 @@ import tessera
 ROOT = Path(tessera.__file__).parent
 ABOVE = {
     "settings", "results", "stages", "status", "pipeline", "pandas", "command", "shard_commands", "audit_commands",
-    "cli", "class_archive", "row_lineage", "jobs",
+    "cli", "class_archive", "row_lineage", "jobs", "examining", "evaluate_commands",
 }  # fmt: skip
 ROOT_MODULES = {path.stem for path in ROOT.glob("*.py")} - ABOVE
 RANKS = {
@@ -31,12 +31,14 @@ RANKS = {
     "forgetting": 8,
     "reproducing": 8,
     "row_lineage": 9,
+    "examining": 9,
     "pipeline": 10,
     "class_archive": 11,
     "pandas": 11,
     "command": 11,
     "shard_commands": 12,
     "audit_commands": 12,
+    "evaluate_commands": 12,
     "cli": 13,
     "jobs": 14,
 }
@@ -51,6 +53,7 @@ WALLS = {
         "shard/write/",
         "train/launch.py",
         "train/rows_seen.py",
+        "evaluate/launch.py",
         "serve/batch.py",
     ),
     "delta": ("spark.py", "prepare/", "shard/write/"),

@@ -195,7 +195,7 @@ def test_bits_per_byte_are_of_the_assistants_words(lines: dict[str, Line], heldo
 
 def test_ngrams_are_scored_on_the_same_labels(lines: dict[str, Line], heldout: list[Stored]) -> None:
     """A unigram counted by hand over the training labels that the run saw."""
-    from tessera.evaluate.scoring import batches_seen
+    from tessera.evaluate.heldout import batches_seen
 
     line = lines["sharded"]
     seen = [label for batch in batches_seen(line.run) for label in batch["labels"].ravel().tolist() if label != -100]

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tessera import __version__
+from tessera import __version__, evaluate_commands
 from tessera.audit_commands import app as audit_app
 from tessera.command import (
     Assignments,
@@ -54,7 +54,6 @@ Prompt = Annotated[str | None, typer.Option(help="What to ask the model, instead
 HELP = {
     "sample": "Write the sample table: the docs of installed Python packages.",
     "prepare": "Delta tables to governed documents.",
-    "evaluate": "Score the checkpoint on held-out text, decide at the gate.",
 }
 
 
@@ -121,7 +120,7 @@ def train(
     )  # fmt: skip
 
 
-_stage_command("evaluate")
+evaluate_commands.register(app)
 app.add_typer(shard_app, name="shard")
 app.add_typer(audit_app, name="audit")
 

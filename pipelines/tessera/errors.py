@@ -45,6 +45,10 @@ class PromptError(UserError):
     """A completion request cannot be answered as asked."""
 
 
+class GateRefused(UserError):
+    """A model version may not become champion: its gate did not pass it, or not against the champion of now."""
+
+
 class SetupError(TesseraError):
     """The machine lacks something: Java, the Delta jars, a library."""
 
@@ -94,6 +98,10 @@ class CorruptCheckpoint(TesseraError):
 
 class TrainingFailed(TesseraError):
     """The ranks ended without the record that says the run is complete."""
+
+
+class EvaluationFailed(TesseraError):
+    """The ranks of an evaluation ended without all outcomes."""
 
 
 class Superseded(TesseraError):

@@ -245,6 +245,20 @@ class TrainRecord(Record):
     weights_sha256: str
 
 
+class TaskScore(Entry):
+    """How a model did on one task, in its primary metric."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    """95 % interval, by bootstrap over items."""
+    n: int
+    chance: float = 0.0
+    left_out: int = 0
+    """Items of documents that the model was trained on: they do not count."""
+
+
 class EvaluateRecord(Record):
     stage: str = "evaluate"
     run_id: str
@@ -256,6 +270,20 @@ class EvaluateRecord(Record):
     passed: bool
     reasons: tuple[str, ...]
     """The gate's verdict, a sentence a condition."""
+    scores: dict[str, TaskScore] = {}
+    """By task."""
+    failures: dict[str, str] = {}
+    """Tasks without a score -> why."""
+    gauntlet: dict[str, float | None] = {}
+    """Category, and `overall` -> score above chance; null: incomplete."""
+    contaminated: dict[str, int] = {}
+    """Task -> items whose text stands in the training split."""
+    safety: dict[str, float] = {}
+    """What was measured about private data: see `evaluate.safety`."""
+    latency_ms: float | None = None
+    """Median time to a next token; null: not measured."""
+    met: str | None = None
+    """The weights of the champion that it was held against, empty where there was none; null: it was not."""
     table: TableVersion
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tessera import report, spark, tracking
-from tessera.errors import TesseraError
+from tessera.errors import TesseraError, UserError
 from tessera.garbage import Garbage
 from tessera.home import Home
-from tessera.lineage import PrepareRecord, Record, ServeRecord, ShardRecord, sha256_json
-from tessera.progress import Reporter
+from tessera.lineage import PrepareRecord, Record, ServeRecord, ShardRecord, TableVersion, sha256_json
+from tessera.progress import Reporter, Tell
 from tessera.results import Results
 from tessera.settings import Settings
 from tessera.stages import Stages, Work
@@ -26,6 +26,11 @@ from tessera.stages import Stages, Work
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+    from tessera.evaluate.examination import Examination
+    from tessera.evaluate.gathering import Gathering
+    from tessera.evaluate.rival import Rival
+    from tessera.evaluate.scoring import Examiner
+    from tessera.examining import Compared, Leaderboard
     from tessera.explore.stage import MapResult
     from tessera.forgetting.forget import Forgotten
     from tessera.forgetting.target import Wanted
@@ -139,6 +144,69 @@ class Pipeline:
                 self.home, model=model, settings=self.settings, results=self.results, spark=self.spark,
                 from_documents=from_documents, tell=tell,
             )  # fmt: skip
+
+    def examine(self, model: str, *, files: Sequence[str] = ()) -> "Examination":
+        """What any model does on task files, or on the configured tasks; see `examining`.
+
+        Args:
+            model: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, a run of the home, or a folder.
+        """
+        from tessera import examining
+
+        with self.reporter.stage("evaluate") as tell:
+            asking = self._examiner(tell)
+            return examining.examine(self._model(model), examiner=asking, tasks=self._tasks(), files=files)
+
+    def compare(self, first: str, second: str, *, files: Sequence[str] = ()) -> "Compared":
+        """Two models on the same tasks; writes the page that shows whether a difference is real."""
+        from tessera import examining
+
+        with self.reporter.stage("compare") as tell:
+            return examining.compare(
+                self._model(first), self._model(second), examiner=self._examiner(tell), settings=self.settings,
+                tasks=self._tasks(), files=files,
+            )  # fmt: skip
+
+    def leaderboard(self) -> "Leaderboard":
+        """Every version of the registered model, with the scores that are known; writes the page."""
+        from tessera import examining
+
+        return examining.leaderboard(home=self.home, settings=self.settings)
+
+    def promote(self, model: str, *, force: bool = False, reason: str = "") -> str:
+        """Makes a registered version the champion, if its gate passed it; its URI.
+
+        Raises:
+            GateRefused: the gate did not, and it is not forced with a reason.
+        """
+        from tessera.serve import champion
+
+        uris = tracking.uris(self.settings.tracking, home=self.home)
+        return champion.promote_by_hand(self.home, model=model, force=force, reason=reason, **uris).uri
+
+    def canaries(self) -> TableVersion:
+        """Writes the table of canaries, by `evaluate.safety.canaries` or its defaults."""
+        from tessera.evaluate import canaries
+        from tessera.evaluate.settings import CanarySettings
+
+        return canaries.write_table(self.settings.evaluate.safety.canaries or CanarySettings(), home=self.home)
+
+    def _examiner(self, tell: Tell) -> "Examiner":
+        from tessera.evaluate.scoring import Examiner
+
+        return Examiner(self.home, settings=self.settings.evaluate, spark=self.spark, fresh=self.fresh, tell=tell)
+
+    def _model(self, given: str) -> "Rival":
+        from tessera import examining
+
+        return examining.find_model(given, home=self.home, settings=self.settings, fetch=self.stages.fetch)
+
+    def _tasks(self) -> "Gathering | None":
+        """The configured tasks over the newest documents; None where there are no documents yet."""
+        try:
+            return self.stages.tasks(self.results.newest(PrepareRecord))
+        except UserError:
+            return None
 
     def _settle(self) -> None:
         """No early start goes on; a session that spills into the home is ended by `forget`, which asks for it."""

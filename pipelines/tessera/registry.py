@@ -190,6 +190,16 @@ def set_alias(uri: str, *, name: str, alias: str, version: int, registry_uri: st
         tracking.client(uri, registry=registry_uri).set_registered_model_alias(name, alias, str(version))
 
 
+def versions(uri: str, *, name: str, registry_uri: str | None = None) -> list[RegisteredVersion]:
+    """All versions of a registered model, the oldest first; none where there is no such model."""
+    check_name(name)
+    with answering(registry_uri or uri):
+        client = tracking.client(uri, registry=registry_uri)
+        found = client.search_model_versions(f"name = '{name}'")
+        asked = [client.get_model_version(name, one.version) for one in sorted(found, key=lambda one: int(one.version))]
+        return [_version(client, one) for one in asked]
+
+
 def versions_of_runs(uri: str, *, run_ids: Iterable[str], registry_uri: str | None = None) -> list[RegisteredVersion]:
     """All versions, of any model, that these runs made."""
     with answering(registry_uri or uri):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from tessera import tracking
+from tessera import tables, tracking
 from tessera.errors import TesseraError
 from tessera.home import Home
 from tessera.lineage import (
@@ -30,6 +30,8 @@ from tessera.settings import Settings
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+    from tessera.evaluate.gathering import Gathering
+    from tessera.evaluate.rival import Rival
     from tessera.train.run import Origin
 
 STAGES = ("sample", "prepare", "shard", "train", "evaluate", "serve")
@@ -248,13 +250,14 @@ class Stages:
         """What training starts from; a registered model is fetched, once."""
         from tessera.train import origin
 
-        def fetch(uri: str) -> Path:
-            from tessera.serve import answers
+        return origin.resolve(self.settings.train, shards=shards, home=self.home, fetch=self.fetch)
 
-            uris = tracking.uris(self.settings.tracking, home=self.home)
-            return answers.find_model(model=uri, home=self.home, **uris).checkpoint
+    def fetch(self, uri: str) -> Path:
+        """The checkpoint folder of a registered model, on this machine."""
+        from tessera.serve import answers
 
-        return origin.resolve(self.settings.train, shards=shards, home=self.home, fetch=fetch)
+        uris = tracking.uris(self.settings.tracking, home=self.home)
+        return answers.find_model(model=uri, home=self.home, **uris).checkpoint
 
     def _sets_before(self, origin: "Origin | None") -> list[ShardRecord]:
         """The sets that the weights were trained on by then."""
@@ -284,6 +287,7 @@ class Stages:
         settings = self.settings.evaluate
         shard = self.results.shard_of(train)
         prepare = self.results.prepare_of(shard)
+        tasks, champion = self.tasks(prepare), self._champion()
 
         def make(tell: Tell) -> EvaluateRecord:
             tell("loading the model")
@@ -296,15 +300,46 @@ class Stages:
                 prepare=prepare,
                 settings=settings,
                 tracking=self.settings.tracking,
+                spark=self.spark,
+                tasks=tasks,
+                champion=champion,
+                fresh=self.fresh,
                 tell=tell,
             )
 
         return Work(
             kind=EvaluateRecord,
-            fingerprint=stage.fingerprint(train, shard=shard, prepare=prepare, settings=settings),
-            holds=lambda record: stage.verify(record, home=self.home),
+            fingerprint=stage.fingerprint(
+                train, shard=shard, prepare=prepare, settings=settings, tasks=tasks.identity()
+            ),
+            holds=lambda record: stage.verify(record, home=self.home, champion=champion),
             make=make,
+        )  # fmt: skip
+
+    def tasks(self, prepare: PrepareRecord) -> "Gathering":
+        """What models are asked, over a version of the documents."""
+        from tessera.evaluate.gathering import Gathering
+        from tessera.evaluate.source_rows import SourceTable
+        from tessera.settings import conf_folder
+
+        keys = {source.name: source.key for source in self.settings.prepare.sources}
+        sources = [
+            SourceTable(one.name, self.home.resolve(one.path), one.version, key=keys[one.name])
+            for one in prepare.inputs
+            if one.name in keys and tables.exists(self.home.resolve(one.path))
+        ]
+        return Gathering(
+            self.home, settings=self.settings.evaluate, documents=prepare.table, sources=sources, conf=conf_folder()
         )
+
+    def _champion(self) -> "Rival | None":
+        """Whom the gate holds a challenger against; nobody is looked for where it does not."""
+        from tessera.serve import champion
+
+        if not self.settings.evaluate.gate.not_worse:
+            return None
+        uris = tracking.uris(self.settings.tracking, home=self.home)
+        return champion.find(self.settings.serve.model_name, fetch=self.fetch, **uris)
 
     def serve(self, evaluate: EvaluateRecord) -> Work[ServeRecord]:
         from tessera.serve import stage

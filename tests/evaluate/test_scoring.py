@@ -20,7 +20,9 @@ from tessera import publish, tables
 from tessera.errors import CorruptCheckpoint
 from tessera.evaluate import stage
 from tessera.evaluate.bits_per_byte import Score, score
-from tessera.evaluate.scoring import batches_seen, evaluate, publish_row
+from tessera.evaluate.evaluations import publish_row
+from tessera.evaluate.heldout import batches_seen
+from tessera.evaluate.scoring import evaluate
 from tessera.evaluate.settings import EvaluateSettings, GateSettings
 from tessera.home import Home
 from tessera.lineage import (
@@ -52,6 +54,10 @@ WORDS = ["return", "raise", "value", "list", "the", "of", "a", "None", "größte
 SETTINGS = EvaluateSettings(batch_size=3, gate=GateSettings(max_bits_per_byte=20.0, beat=[]))
 
 
+def no_session():
+    raise AssertionError("one rank needs no session")
+
+
 @dataclass(frozen=True)
 class Made:
     """A home with documents, a shard set, a run folder and an MLflow run."""
@@ -68,10 +74,11 @@ class Made:
     def run(self):
         return RunFolder(self.home.resolve(self.train.run))
 
-    def evaluate(self, *, train=None, settings=SETTINGS, told=None):
+    def evaluate(self, *, train=None, settings=SETTINGS, told=None, **given):
         return evaluate(
             self.home, train=train or self.train, shard=self.shard, prepare=self.prepare, settings=settings,
-            tracking=self.tracking, tell=lambda text, *_: told.append(text) if told is not None else None,
+            tracking=self.tracking, spark=no_session, **given,
+            tell=lambda text, *_: told.append(text) if told is not None else None,
         )  # fmt: skip
 
 

@@ -61,6 +61,7 @@ def test_the_table_holds_what_python_itself_says(home: Home) -> None:
         for qualified, value in members:
             if getattr(value, "__module__", name) == name and qualified in rows:
                 assert rows[qualified]["text"] == inspect.getdoc(value)
+                assert rows[qualified]["summary"] == inspect.getdoc(value).splitlines()[0].strip()
                 checked += 1
     assert checked >= 5
     assert all(row["license"] and row["package_version"] and row["updated_at"] for row in rows.values())

@@ -5,14 +5,13 @@ documents are packed (a document longer than a sequence starts anew in each of i
 """
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from tessera.evaluate.parallel import in_parallel
 from tessera.model.loss import token_nats
 
 
@@ -55,7 +54,7 @@ def score(
     model.eval()
     nats, tokens = 0.0, 0
     try:
-        for batch_nats, batch_tokens in _in_parallel(lambda batch: _sum(model, batch, device), batches, workers):
+        for batch_nats, batch_tokens in in_parallel(lambda batch: _sum(model, batch, device), batches, workers=workers):
             nats, tokens = nats + batch_nats, tokens + batch_tokens
             if progress:
                 progress(tokens)
@@ -71,22 +70,3 @@ def _sum(model: Any, batch: Mapping[str, torch.Tensor], device: torch.device) ->
     counted = on_device["labels"] != -100
     losses = token_nats(model, on_device)
     return float(losses.double()[counted].sum()), int(counted.sum())
-
-
-def _in_parallel(
-    work: Callable[[Mapping[str, torch.Tensor]], tuple[float, int]],
-    batches: Iterable[Mapping[str, torch.Tensor]],
-    workers: int,
-) -> Iterator[tuple[float, int]]:
-    """The results of `work` in the order of `batches`, of which at most 2 x `workers` are held."""
-    if workers == 1:
-        yield from map(work, batches)
-        return
-    waiting: deque[Future[tuple[float, int]]] = deque()
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for batch in batches:
-            waiting.append(pool.submit(work, batch))
-            if len(waiting) >= 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

@@ -25,7 +25,7 @@ from tessera.lineage import SampleRecord
 from tessera.prepare.settings import SampleSettings
 
 TABLE = "python_docs"
-SEMANTICS = 1
+SEMANTICS = 2
 
 SCHEMA = pa.schema(
     [
@@ -36,6 +36,7 @@ SCHEMA = pa.schema(
         ("module", pa.string()),
         ("kind", pa.string()),
         ("signature", pa.string()),
+        ("summary", pa.string()),
         ("text", pa.string()),
         ("updated_at", pa.timestamp("us", tz="UTC")),
     ]
@@ -188,6 +189,7 @@ def _read_files(tasks: list[tuple[Package, str, Path]]) -> list[Row]:
                     "module": module,
                     "kind": kind,
                     "signature": signature,
+                    "summary": text.strip().partition("\n")[0].strip() or None,
                     "text": text,
                     "updated_at": datetime.fromtimestamp(int(modified), tz=UTC),
                 }

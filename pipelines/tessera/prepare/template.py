@@ -4,7 +4,8 @@
 """
 
 import string
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from tessera.errors import SourceError
 
@@ -36,3 +37,17 @@ def parts(template: str, *, columns: Collection[str]) -> list[Part]:
 def names(template: str, *, columns: Collection[str]) -> tuple[str, ...]:
     """The columns that a text is made of, in order."""
     return tuple(name for _, name in parts(template, columns=columns) if name is not None)
+
+
+def fill(template: str, row: Mapping[str, Any]) -> str | None:
+    """The text of a row; None where a named column is null.
+
+    Raises:
+        SourceError: as `parts`, or the row has no such column.
+    """
+    found = parts(template, columns=row.keys())
+    if absent := [name for _, name in found if name is not None and name not in row]:
+        raise SourceError(f"the template {template!r} names {absent[0]}; the columns are {', '.join(sorted(row))}")
+    if any(name is not None and row[name] is None for _, name in found):
+        return None
+    return "".join(literal + ("" if name is None else str(row[name])) for literal, name in found)

@@ -24,12 +24,12 @@ from tessera.errors import CorruptCheckpoint, ModelError
 from tessera.home import Home
 from tessera.lineage import EvaluateRecord, PrepareRecord, ServeRecord, TableVersion, TrainRecord
 from tessera.progress import Tell, silent
-from tessera.serve import stage
+from tessera.serve import champion, stage
+from tessera.serve.champion import CHALLENGER, CHAMPION
 from tessera.serve.settings import ServeSettings
 from tessera.train.run import RunFolder
 from tessera.train.ship import LATER, known_run_id
 
-CHALLENGER, CHAMPION = "challenger", "champion"
 WEIGHTS = "model.safetensors"
 DEFAULT_TOKENS = 64
 EXAMPLE = "Return the"
@@ -67,6 +67,7 @@ def register(
     Raises:
         CorruptCheckpoint: the weights are not those of the record.
         ModelError: the run is not in MLflow, or not yet.
+        GateRefused: somebody else became champion since the gate compared; the version stays challenger.
         TrackingError: MLflow cannot be used now.
     """
     name = settings.model_name
@@ -89,9 +90,9 @@ def register(
                 registry_uri=registry_uri,
             )  # fmt: skip
     failpoints.hit("serve.before_alias")
-    aliases = (CHALLENGER, CHAMPION) if evaluate.passed else (CHALLENGER,)
-    for alias in aliases:
-        registry.set_alias(tracking_uri, name=name, alias=alias, version=found.version, registry_uri=registry_uri)
+    registry.set_alias(tracking_uri, name=name, alias=CHALLENGER, version=found.version, registry_uri=registry_uri)
+    if evaluate.passed:
+        champion.promote(home, found, evaluate=evaluate, tracking_uri=tracking_uri, registry_uri=registry_uri)
     return ServeRecord(
         fingerprint=fingerprint,
         inputs=evaluate.inputs,
@@ -99,7 +100,7 @@ def register(
         created=lineage.now(),
         model=name,
         version=found.version,
-        aliases=aliases,
+        aliases=(CHALLENGER, CHAMPION) if evaluate.passed else (CHALLENGER,),
         run_id=run_id,
         weights_sha256=train.weights_sha256,
     )
@@ -181,8 +182,10 @@ def lineage_tags(*, train: TrainRecord, evaluate: EvaluateRecord, prepare: Prepa
         "tessera.sources": json.dumps([_at(table) for table in prepare.inputs]),
         "tessera.bits_per_byte": f"{evaluate.bits_per_byte:.6f}",
         "tessera.baselines": json.dumps({name: round(bits, 6) for name, bits in evaluate.baselines.items()}),
-        "tessera.gate": "passed" if evaluate.passed else "failed",
-        "tessera.gate_reasons": "; ".join(evaluate.reasons),
+        champion.GATE_TAG: "passed" if evaluate.passed else "failed",
+        champion.REASONS_TAG: "; ".join(evaluate.reasons),
+        **({champion.MET_TAG: evaluate.met or champion.NOBODY} if evaluate.met is not None else {}),
+        "tessera.scores": json.dumps({name: round(score.value, 6) for name, score in evaluate.scores.items()}),
         "tessera.evaluation": evaluate.fingerprint,
         "tessera.code": lineage.code_version(),
     }
