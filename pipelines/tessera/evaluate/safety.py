@@ -23,7 +23,7 @@ def measure(
     """Figures by name; empty where nothing is asked.
 
     `exposure_N` is the mean of canaries planted N times, in bits, `exposure_correlation` Spearman's with the copies.
-    `extracted_SPLIT` is the share of documents that came word for word, `emitted_TYPE` the values in `emitted_texts` texts.
+    `extracted_SPLIT` is the share of documents that came word for word, `emitted_TYPE` the number of values found.
 
     Args:
         documents: the table, at its version, that the model was trained on.
