@@ -14,7 +14,7 @@ INSTALL = $(BIN)/uv pip sync --quiet requirements.lock && \
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 endif
 
-.PHONY: demo test check test-all cluster-test connect-test interop interop-lock bench-shard bench-prepare bench-prepare-lock bench-train bench-train-lock archive tools wheel gpu-kit lint lock clean
+.PHONY: demo test check test-all cluster-test connect-test interop interop-lock bench-shard bench-prepare bench-prepare-lock bench-train bench-train-lock bench-evaluation bench-evaluation-lock archive tools wheel gpu-kit lint lock clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/ready
@@ -100,13 +100,23 @@ bench-train: $(VENV)/ready .venv-trainer/ready
 	$(BIN)/python benchmarks/train/cells.py $(BENCH_TRAIN)
 	$(BIN)/python benchmarks/train/recovery.py
 
+# Scores and speed beside lm-evaluation-harness, which runs in an environment of its own, .venv-lm-eval; the model is
+# that of `make demo`.
+bench-evaluation: demo .venv-lm-eval/ready
+	$(BIN)/python benchmarks/evaluation/beside_lm_eval.py $$(ls -d lakehouse/runs/*/checkpoints/step-* | tail -1) --limit 1000
+
+bench-evaluation-lock: $(VENV)/ready
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+		--custom-compile-command "make bench-evaluation-lock" --output-file benchmarks/evaluation/requirements.txt \
+		benchmarks/evaluation/requirements.in
+
 bench-train-lock: $(VENV)/ready
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 		--custom-compile-command "make bench-train-lock" --output-file benchmarks/train/requirements.txt \
 		benchmarks/train/requirements.in
 
 clean:
-	rm -rf $(VENV) .venv-interop .venv-datatrove .venv-trainer build lakehouse
+	rm -rf $(VENV) .venv-interop .venv-datatrove .venv-trainer .venv-lm-eval build lakehouse
 
 $(VENV)/ready: requirements.lock setup.py Makefile
 	@test -n "$(PYTHON)" || { echo "Tessera wants Python 3.11 or 3.12 on the PATH"; exit 2; }
@@ -124,6 +134,11 @@ $(VENV)/ready: requirements.lock setup.py Makefile
 .venv-datatrove/ready: benchmarks/prepare/requirements.txt $(VENV)/ready
 	$(PYTHON) -m venv --clear .venv-datatrove
 	UV_LINK_MODE=$${UV_LINK_MODE:-hardlink} VIRTUAL_ENV=$(CURDIR)/.venv-datatrove $(BIN)/uv pip sync --quiet benchmarks/prepare/requirements.txt
+	@touch $@
+
+.venv-lm-eval/ready: benchmarks/evaluation/requirements.txt $(VENV)/ready
+	$(PYTHON) -m venv --clear .venv-lm-eval
+	UV_LINK_MODE=$${UV_LINK_MODE:-hardlink} VIRTUAL_ENV=$(CURDIR)/.venv-lm-eval $(BIN)/uv pip sync --quiet benchmarks/evaluation/requirements.txt
 	@touch $@
 
 .venv-trainer/ready: benchmarks/train/requirements.txt $(VENV)/ready

@@ -68,6 +68,11 @@ class _Row:
     """Places of the sequences, one a branch."""
 
     @property
+    def plain(self) -> bool:
+        """Whether it is one sequence, which needs no mask but the causal one."""
+        return not any(self.branches)
+
+    @property
     def length(self) -> int:
         return len(self.trunk) + sum(map(len, self.branches))
 
@@ -211,11 +216,11 @@ def _by_beginning(rows: Sequence[_Row]) -> Iterator[tuple[Ids, list[_Row]]]:
 
 
 def _batches(rows: Sequence[_Row], *, start: int, batch_tokens: int) -> Iterator[list[_Row]]:
-    """Rows of like length, the longest first; `start` tokens of a kept beginning count for each."""
+    """Rows of like length, plain ones by themselves, the longest first; a kept beginning counts for each row."""
     batch: list[_Row] = []
     longest = 0
-    for row in sorted(rows, key=lambda row: -row.length):
-        if batch and (len(batch) + 1) * (start + longest) > batch_tokens:
+    for row in sorted(rows, key=lambda row: (row.plain, -row.length)):
+        if batch and (batch[0].plain != row.plain or (len(batch) + 1) * (start + longest) > batch_tokens):
             yield batch
             batch = []
         longest = longest if batch else row.length
@@ -257,7 +262,10 @@ def _score(
             members.append(member)
             counts.append(len(targets[-1]))
             low = high
-    hidden_BTD = _hidden(subject, tokens_BT, positions_BT, sees_BTT, shared=shared)
+    if rows[0].plain and shared is None:
+        hidden_BTD = _causal(subject, tokens_BT)
+    else:
+        hidden_BTD = _hidden(subject, tokens_BT, positions_BT, sees_BTT, shared=shared)
     flat, target = np.concatenate(sources), np.concatenate(targets)
     nats, greedy = _token_nats(subject, hidden_BTD.flatten(0, 1), sources=flat, targets=target)
     bounds = np.cumsum([0, *counts])[:-1]
@@ -271,6 +279,13 @@ def _score(
 
 def _lower(size: int) -> NDArray[np.bool_]:
     return np.tri(size, dtype=bool)
+
+
+def _causal(subject: Subject, tokens_BT: NDArray[np.int64]) -> torch.Tensor:
+    """[B, T, D] where every row is one sequence: kernels know this mask, and padding on the right is seen by nobody."""
+    output = subject.model.base_model(input_ids=torch.from_numpy(tokens_BT).to(subject.device), use_cache=False)
+    hidden: torch.Tensor = output.last_hidden_state
+    return hidden
 
 
 def _hidden(

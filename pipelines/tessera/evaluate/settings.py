@@ -157,7 +157,7 @@ class EvaluateSettings(Section):
 
     batch_size: int = Field(16, ge=1, json_schema_extra=EXECUTION)
     """Sequences in one forward; changes speed and memory, and the sum only in its last bits."""
-    batch_tokens: int = Field(8192, ge=64, json_schema_extra=EXECUTION)
+    batch_tokens: int = Field(4096, ge=64, json_schema_extra=EXECUTION)
     """Tokens in one forward over the items of tasks, padding included."""
     device: Literal["auto", "cpu", "cuda"] = Field("auto", json_schema_extra=EXECUTION)
     """Where the model runs; `auto` takes a GPU if there is one."""

@@ -47,7 +47,7 @@ def open_subject(
     expected_sha256: str | None = None,
     device: torch.device | str = "cpu",
     document_start: bool = False,
-    batch_tokens: int = 8192,
+    batch_tokens: int = 4096,
 ) -> Subject:
     """Loads `folder` (config.json, model.safetensors, tokenizer files).
 
