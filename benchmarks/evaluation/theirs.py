@@ -43,12 +43,14 @@ def main(asked: dict[str, Any]) -> None:
             }
         )  # fmt: skip
         cpu, wall = time.process_time(), time.perf_counter()
-        found = evaluate(lm=model, task_dict={one["name"]: task}, limit=one["limit"], bootstrap_iters=0, log_samples=True)
+        asked_of = {one["name"]: task}
+        found = evaluate(lm=model, task_dict=asked_of, limit=one["limit"], bootstrap_iters=0, log_samples=True)
         used = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
         samples = sorted(found["samples"][one["name"]], key=lambda sample: sample["doc_id"])
         pairs = [pair for sample in samples for pair in _pairs(sample["filtered_resps"])]
         scores = {key.partition(",")[0]: value for key, value in found["results"][one["name"]].items()}
-        said = {"name": one["name"], "n": len(samples), **used, "acc": scores["acc"], "acc_norm": scores.get("acc_norm")}
+        accuracy = {"acc": scores["acc"], "acc_norm": scores.get("acc_norm")}
+        said = {"name": one["name"], "n": len(samples), **used, **accuracy}
         (Path(asked["to"]) / f"{one['name']}.theirs.json").write_text(json.dumps({**said, "pairs": pairs}))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     (Path(asked["to"]) / "theirs.json").write_text(json.dumps({"peak_bytes": peak}))

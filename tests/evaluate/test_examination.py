@@ -78,6 +78,16 @@ def test_it_is_asked_again_for_other_weights_items_or_beginnings_and_when_told_t
     assert ask.tasks == ["t"] * 5
 
 
+def test_only_scores_of_the_newest_items_of_a_task_are_listed(home: Home) -> None:
+    do(home, {"t": TASK}, Asked(), weights="old")
+    do(home, {"t": TASK}, Asked(), weights="both")
+    changed = replace(TASK, items=ITEMS[:9])
+    do(home, {"t": changed}, Asked(), weights="both")
+    do(home, {"t": changed}, Asked(), weights="new")
+
+    assert [(row["weights_sha256"], row["n"]) for row in score_table.newest(home)] == [("both", 9), ("new", 9)]
+
+
 def test_a_task_without_a_score_stops_no_other(home: Home) -> None:
     tasks = {"gone": Failure("no such file"), "long": replace(TASK, name="long", items=ITEMS[:3]), "t": TASK}
 

@@ -19,6 +19,7 @@ from tessera.evaluate.task import Score
 from tessera.prepare.report import html
 
 STYLE = """
+td:first-child, th:first-child { min-width: 6rem; }
 .forest { display: grid; grid-template-columns: minmax(6rem, 14rem) minmax(12rem, 1fr) max-content; column-gap: 1rem;
   align-items: center; margin: 0.5rem 0 1rem; }
 .forest .name { overflow-wrap: anywhere; }
@@ -48,7 +49,10 @@ DIFFERENCES = (
     ("Left out", "items made of documents that one of the models was trained on; they do not count."),
 )  # fmt: skip
 VERSIONS = (
-    ("Bits per byte", "bits that the model needs for a byte of held-out text; fewer are better."),
+    (
+        "Bits per byte",
+        "bits that the model needs for a byte of the held-out text of its own set, fewer are better; of different sets they do not compare.",
+    ),
     ("Gate", "the verdict of tessera evaluate; a version that failed serves only where it was forced to."),
 )
 NONE = "-"

@@ -94,13 +94,18 @@ def keep(home: Home, examined: Mapping[str, Examined], *, weights_sha256: str) -
 
 
 def newest(home: Home) -> list[dict[str, Any]]:
-    """The scores of all models, without outcomes: the newest row of each (weights, task name), in order of time."""
+    """The scores of all models, without outcomes: the newest row of each (weights, task name), in order of time.
+
+    Of a task whose items have changed only those scores are told that are of the newest items: others do not compare.
+    """
     path = home.tables / TABLE
     if not tables.exists(path):
         return []
     columns = [name for name in SCHEMA.names if name not in ("keys", "metrics", "values", "weights")]
     rows = sorted(tables.read(path, columns=columns).to_pylist(), key=lambda row: row["created"])
-    return list({(row["weights_sha256"], row["task"]): row for row in rows}.values())
+    newest_of = {row["task"]: row["digest"] for row in rows}
+    told = (row for row in rows if row["digest"] == newest_of[row["task"]])
+    return list({(row["weights_sha256"], row["task"]): row for row in told}.values())
 
 
 def _outcomes(row: Mapping[str, Any]) -> Outcomes:
