@@ -51,9 +51,9 @@ DIFFERENCES = (
 VERSIONS = (
     (
         "Bits per byte",
-        "bits that the model needs for a byte of the held-out text of its own set, fewer are better; of different sets they do not compare.",
+        "bits that the model needs for a byte of its own set's held-out text; fewer are better, and "
+        "those of different sets do not compare.",
     ),
-    ("Gate", "the verdict of tessera evaluate; a version that failed serves only where it was forced to."),
 )
 NONE = "-"
 
