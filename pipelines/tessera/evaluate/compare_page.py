@@ -54,6 +54,7 @@ VERSIONS = (
         "bits that the model needs for a byte of its own set's held-out text; fewer are better, and "
         "those of different sets do not compare.",
     ),
+    ("Gate", "the verdict of tessera evaluate; a version that failed serves only where it was forced to."),
 )
 NONE = "-"
 
