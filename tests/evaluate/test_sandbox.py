@@ -24,7 +24,7 @@ def test_a_right_program_passes_and_a_wrong_one_does_not() -> None:
     wrong = run(ADD.replace("+", "-"), CHECK, entry_point="add")
     assert wrong == Verdict(passed=False, reason="AssertionError")
     assert run("def add(a, b):", CHECK, entry_point="add").reason == "IndentationError"
-    assert run("", CHECK, entry_point="add").reason == "KeyError"
+    assert run("", CHECK, entry_point="add").reason == "NameError"
 
 
 def test_ordinary_modules_can_be_used() -> None:
@@ -140,3 +140,60 @@ def test_nothing_is_left_running_and_no_folder() -> None:
 
     assert {process.pid for process in psutil.Process().children(recursive=True)} == before
     assert not [*Path(os.environ.get("TMPDIR", "/tmp")).glob("tessera-program-*")]
+
+
+FRAMES = (
+    "{first}\nimport os\nwhile f:\n  if 'token' in f.f_locals:\n"
+    "    os.write(f.f_locals['said'], f.f_locals['token'].encode())\n    os._exit(0)\n  f = f.f_back"
+)
+"""Looks for the token in all frames above, and passes itself."""
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        FRAMES.format(first="import sys\nf = sys._getframe()"),
+        FRAMES.format(first="try:\n  1 / 0\nexcept Exception as e:\n  f = e.__traceback__.tb_frame"),
+        "import sys\nsys._current_frames()",
+        "import builtins\nbuiltins.exec = builtins.compile = lambda *a, **k: None",
+        "class passed(Exception): pass\nraise passed",
+    ],
+)
+def test_a_program_cannot_pass_by_itself(source: str) -> None:
+    assert not run(source, "assert False").passed
+
+
+def test_the_evaluator_cannot_be_reached() -> None:
+    """Through names that the guard does not know: by the kernel's own process numbers."""
+    source = (
+        "import importlib.machinery as m\nimport signal\nspec = m.BuiltinImporter.find_spec('posix')\n"
+        f"p = m.BuiltinImporter.create_module(spec)\nm.BuiltinImporter.exec_module(p)\np.kill({os.getpid()}, 9)"
+    )
+    assert not run(source).passed  # and this process lives
+
+
+def test_nested_folders_and_files_outside_by_other_ways(tmp_path: Path) -> None:
+    target = tmp_path / "written"
+    deep = (
+        "import os\nfor _ in range(3000):\n  os.mkdir('a')\n  fd = os.open('a', os.O_RDONLY)\n"
+        "  os.fchdir(fd)\n  os.close(fd)"
+    )
+    for source in (
+        deep,
+        f"open('x', 'w').close()\nimport os\nos.replace('x', {str(target)!r})",
+        f"import sqlite3\nsqlite3.connect({str(target)!r})",
+        f"import builtins\nbuiltins.isinstance = lambda a, b: True\nopen({str(target)!r}, 'w')",
+        f"import os\nos.mkfifo({str(target)!r})",
+        f"import readline\nreadline.write_history_file({str(target)!r})",
+    ):
+        run(source, seconds=10)
+    assert not target.exists()
+    assert not [*Path(os.environ.get("TMPDIR", "/tmp")).glob("tessera-program-*")]
+
+
+def test_dataclasses_with_late_annotations_and_timing(tmp_path: Path) -> None:
+    source = (
+        "from __future__ import annotations\nimport timeit\nfrom dataclasses import dataclass\n"
+        "@dataclass\nclass A:\n    x: int\n"
+    )
+    assert run(source, "assert A(1).x == 1").passed

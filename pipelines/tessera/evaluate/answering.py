@@ -56,8 +56,8 @@ def answers(
 
 
 def cut(text: str, *, stop: Sequence[str]) -> str:
-    """`text` before the first stop string in it."""
-    return text[: min((at for string in stop if (at := text.find(string)) >= 0), default=len(text))]
+    """`text` before the first stop string in it; an empty one stops nothing."""
+    return text[: min((at for string in stop if string and (at := text.find(string)) >= 0), default=len(text))]
 
 
 def generated_outcomes(subject: Subject, task: Task, *, progress: Progress | None = None) -> Outcomes:
@@ -111,7 +111,7 @@ def _fit(subject: Subject, ids: Sequence[int], *, room: int) -> Sequence[int]:
 
 def _is_complete(subject: Subject, stop: Sequence[str], tokens: Sequence[int]) -> bool:
     text = subject.tokenizer.decode(tokens)
-    return any(string in text for string in stop)
+    return any(string in text for string in stop if string)
 
 
 def _seed(prompt: str, sample: int, decoding: Decoding) -> int:

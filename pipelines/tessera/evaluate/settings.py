@@ -63,6 +63,8 @@ class TaskSettings(Section):
     def _one_place(self) -> "TaskSettings":
         if (self.path is None) == (self.table is None):
             raise ValueError("give path or table")
+        if max(self.ks, default=1) > self.samples:
+            raise ValueError(f"pass@{max(self.ks)} wants as many samples, found samples: {self.samples}")
         return self
 
 
