@@ -3,16 +3,20 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
+from deltalake import write_deltalake
 
 from tessera.errors import ConfigError
-from tessera.evaluate import card, score_table, stage
+from tessera.evaluate import card, gathering, score_table, stage
 from tessera.evaluate.card import Card
-from tessera.evaluate.gathering import Gathering
+from tessera.evaluate.gathering import Gathering, read_documents
+from tessera.evaluate.gauntlet import Failure
 from tessera.evaluate.rival import Rival
 from tessera.evaluate.settings import EvaluateSettings, GateSettings
-from tessera.lineage import sha256_file
+from tessera.home import Home
+from tessera.lineage import TableVersion, sha256_file
 from tessera.model import build
 from tessera.model.loss import causal_nats
 from tessera.shard import tokenizer
@@ -187,3 +191,35 @@ def test_the_card_tells_lineage_scores_and_what_is_not_known(made, better, tmp_p
     assert "Passed" in text
     assert not any(one in text for one in (*made.texts["train"], *made.texts["heldout"]))
     assert doc_id(made.texts["train"][0]) not in text
+
+
+def test_held_out_conversations_count_by_what_the_assistant_says(tmp_path, monkeypatch) -> None:
+    home = Home(tmp_path)
+    turn = [{"role": "user", "content": "asked"}, {"role": "assistant", "content": "said"}]
+    rows = [
+        {"doc_id": "b", "split": "heldout", "text": None, "messages": [*turn, *turn], "chosen": None},
+        {"doc_id": "a", "split": "heldout", "text": "written", "messages": None, "chosen": None},
+        {"doc_id": "c", "split": "heldout", "text": None, "messages": None, "chosen": "liked"},
+        {"doc_id": "d", "split": "train", "text": "learned", "messages": None, "chosen": None},
+    ]
+    write_deltalake(home.documents, pa.Table.from_pylist(rows))
+    documents = TableVersion(name="documents", path="tables/documents", version=0)
+
+    found = read_documents(home, table=documents, sources=[])
+
+    assert [(one.doc_id, one.text) for one in found] == [("a", "written"), ("b", "said\n\nsaid"), ("c", "liked")]
+    monkeypatch.setattr(gathering, "MOST_DOCUMENTS", 2)
+    assert [one.doc_id for one in read_documents(home, table=documents, sources=[])] == ["a", "b"]
+
+
+def test_without_held_out_documents_the_task_fails_with_its_reason(tmp_path) -> None:
+    home = Home(tmp_path)
+    rows = [{"doc_id": "d", "split": "train", "text": "learned"}]
+    write_deltalake(home.documents, pa.Table.from_pylist(rows))
+    documents = TableVersion(name="documents", path="tables/documents", version=0)
+
+    tasks = Gathering(
+        home, settings=EvaluateSettings(gate=GATE), documents=documents, sources=[], conf=tmp_path
+    ).tasks()
+
+    assert tasks == {"heldout": Failure("no document is held out")}

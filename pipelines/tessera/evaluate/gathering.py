@@ -30,6 +30,9 @@ HELDOUT = "heldout"
 """The task whose items are held-out documents: bits per byte by document."""
 HELDOUT_DOCUMENTS = 1000
 """At most, the first by a hash."""
+MOST_DOCUMENTS = 20_000
+"""Held-out documents in memory, of which benchmarks are made."""
+BATCH = 1000
 
 Tasks = Mapping[str, Task | Failure]
 
@@ -84,7 +87,7 @@ class Gathering:
         if self.settings.problem is not None:
             found[PROBLEM] = self._problem()
         if any(one.task == HELDOUT for one in self.settings.gate.not_worse):
-            found[HELDOUT] = heldout_task(self.documents)
+            found[HELDOUT] = heldout_task(self.documents) if self.documents else Failure("no document is held out")
         return found
 
     def contaminated(self, tasks: Tasks) -> Mapping[str, Contamination]:
@@ -110,10 +113,13 @@ class Gathering:
     def _problem(self) -> Task | Failure:
         assert self.settings.problem is not None
         try:
-            held_out = {document.doc_id for document in self.documents}
-            return read_problem(self.settings.problem, home=self.home, heldout=held_out)
+            return read_problem(self.settings.problem, home=self.home, heldout=self._heldout_ids())
         except TesseraError as error:
             return Failure(str(error))
+
+    def _heldout_ids(self) -> set[str]:
+        dataset = tables.dataset(self.home.resolve(self.table.path), version=self.table.version)
+        return {*dataset.to_table(columns=["doc_id"], filter=pc.field("split") == "heldout")["doc_id"].to_pylist()}
 
     def _identity_of(self, one: TaskSettings) -> Any:
         if one.table is not None:
@@ -126,12 +132,23 @@ class Gathering:
 
 
 def read_documents(home: Home, *, table: TableVersion, sources: Sequence[SourceTable]) -> list[Document]:
-    """The held-out documents of texts, in order of doc_id, with the other columns of their rows."""
+    """The held-out documents, at most MOST_DOCUMENTS of them, in order of doc_id, with the other columns of their rows.
+
+    Ids are hashes, so that the first ones are a fair sample. Of a conversation the text is what the assistant says, of
+    a preference the chosen answer.
+    """
     dataset = tables.dataset(home.resolve(table.path), version=table.version)
-    rows = dataset.to_table(columns=["doc_id", "text"], filter=pc.field("split") == "heldout").to_pylist()
-    texts = {row["doc_id"]: row["text"] for row in rows if row["text"] is not None}
+    columns = [name for name in ("doc_id", "text", "messages", "chosen") if name in dataset.schema.names]
+    batches = dataset.to_batches(columns=columns, filter=pc.field("split") == "heldout", batch_size=BATCH)
+    rows = ((row["doc_id"], _text_of(row)) for batch in batches for row in batch.to_pylist())
+    texts = dict(heapq.nsmallest(MOST_DOCUMENTS, ((doc_id, text) for doc_id, text in rows if text)))
     known = attributes(sources, doc_ids=texts.keys())
     return [Document(doc_id, texts[doc_id], known.get(doc_id, {})) for doc_id in sorted(texts)]
+
+
+def _text_of(row: Mapping[str, Any]) -> str:
+    said = (one["content"] for one in row.get("messages") or () if one["role"] == "assistant")
+    return row["text"] or "\n\n".join(said) or row.get("chosen") or ""
 
 
 def heldout_task(documents: Iterable[Document]) -> Task:
